@@ -1,0 +1,1 @@
+"""From a trained autoencoder to numbers, figures, pictures."""

@@ -1,0 +1,1 @@
+"""The activation store: what a harvest writes, what every later stage reads."""

@@ -1,0 +1,13 @@
+"""The errors of a store."""
+
+
+class StoreError(Exception):
+    """A store or run that is missing, unfinished, damaged or does not match what is asked of it."""
+
+
+class DamagedStoreError(StoreError):
+    """Bytes on disk differ from what was committed."""
+
+
+class UnfinishedStoreError(StoreError):
+    """The harvest that writes this store has not finished."""
