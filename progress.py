@@ -45,13 +45,16 @@ class ConsoleReporter(Reporter):
         self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
+        """Tell one line."""
         self._console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
+        """Tell one line that the user should act on."""
         self._console.print(f"warning: {text}", style="yellow", markup=False)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, *, done: int = 0) -> Iterator[Task]:
+        """Open a bar, or a plain line every ten seconds."""
         if self._console.is_terminal:
             with _bar(self._console, name, total, unit, done) as live:
                 yield live

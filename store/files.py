@@ -1,0 +1,67 @@
+"""Whole files written so that a reader sees the old bytes, the new bytes or none, whatever is killed when."""
+
+import errno
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+from .errors import StoreError
+
+
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file under a temporary name, sync it, give it its name, sync the folder.
+
+    One process owns a path, so the temporary name is fixed: what a killed process leaves behind, its successor
+    overwrites.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FolderLock:
+    """Holds a folder against a second writer, until closed or until this process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
+                raise StoreError(
+                    f"{folder} is being written by another process: wait for it or end it first."
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+            self._descriptor = -1  # some network file systems have no locks; there the user alone keeps writers apart
+
+    def close(self) -> None:
+        """Release the folder."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that can still be written where `path` is or would be."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

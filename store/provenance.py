@@ -1,0 +1,92 @@
+"""The provenance record: what stored activations were made of, and with what."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from .errors import StoreError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a store's rows are: which tower, which images, in which order, how computed."""
+
+    model: str
+    """open_clip name of the tower, or the path of its config."""
+    pretrained: str
+    """open_clip tag, checkpoint path, or `none` for random weights."""
+    weights_sha256: str
+    """Of the visual tower's parameters, names and shapes as loaded."""
+    quick_gelu: bool
+    """Whether the tower's activation function is QuickGELU, x sigmoid(1.702 x), rather than GELU."""
+    n_layers: int
+    """Residual blocks of the tower."""
+    width: int
+    """Length of a residual vector: d_in of the SAEs."""
+    preprocessing: dict[str, Any]
+    """The tower's preprocessing: size, mean, std, interpolation, resize mode."""
+    precision: str
+    """Arithmetic of the forward pass: fp32, bf16, fp16."""
+    dtype: str
+    """Logical dtype of the stored rows."""
+    batch_size: int
+    """Images per forward pass. Sums may differ in the last bit between batch sizes."""
+    image_source: str
+    """Where the images came from, as the user named it."""
+    n_images: int
+    keys_sha256: str
+    """Of the images' keys and labels in source order."""
+    row_order: str
+    """`random`: row r is image `random_row_order(n, seed)[r]`; `source`: row r is image r."""
+    seed: int
+    packages: dict[str, str] = field(default_factory=dict)
+    """Versions of what computed the rows."""
+    precision_error: dict[str, float] | None = None
+    """Relative error of the rows against fp32, measured on the first batch; none for fp32."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """Read a record back.
+
+        Raises
+        ------
+        StoreError
+            When a field is missing or unknown.
+        """
+        names = {f.name for f in fields(cls)}
+        if set(record) != names:
+            odd = ", ".join(sorted(set(record) ^ names))
+            raise StoreError(f"the provenance record does not have the fields of this version (differs in: {odd})")
+        return cls(**record)
+
+    def require_same_rows(self, other: "Provenance", what: str) -> None:
+        """Check that `other` would give the same rows bit for bit, so that a harvest may go on.
+
+        The versions of packages, the source's path and the measured error of the precision may differ.
+
+        Raises
+        ------
+        StoreError
+            Naming the first field that differs.
+        """
+        free = {"packages", "image_source", "precision_error"}
+        self._require_same(other, [f.name for f in fields(self) if f.name not in free], what)
+
+    def require_same_space(self, other: "Provenance", what: str) -> None:
+        """Check that `other`'s rows lie in the same space, so that one SAE may read both.
+
+        Raises
+        ------
+        StoreError
+            Naming the first field that differs.
+        """
+        self._require_same(other, ["weights_sha256", "quick_gelu", "width", "preprocessing"], what)
+
+    def _require_same(self, other: "Provenance", names: list[str], what: str) -> None:
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise StoreError(f"{what}: {name} is {mine!r} there and {theirs!r} here.")

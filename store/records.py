@@ -1,0 +1,53 @@
+"""Commit records: one small file a chunk that says which bytes the chunk must have, checked itself by a checksum."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from .errors import DamagedStoreError
+from .files import write_atomically
+
+VERIFY = "Run `thresher verify` to see all that is wrong."
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """CRC-32C (Castagnoli; RFC 3720), the checksum of zarr's `crc32c` codec."""
+    return int(google_crc32c.value(bytes(data) if isinstance(data, memoryview) else data))
+
+
+def to_hex(checksum: int) -> str:
+    """A CRC-32C as records show it: eight hexadecimal digits."""
+    return f"{checksum:08x}"
+
+
+def encode_record(record: dict[str, Any]) -> bytes:
+    """A record as its file holds it: one line of JSON whose last field is the checksum of all before it."""
+    body = json.dumps(record, ensure_ascii=True, separators=(",", ":"))
+    checksum = to_hex(crc32c(body.encode()))
+    return f'{body[:-1]},"record_crc32c":"{checksum}"}}\n'.encode()
+
+
+def decode_record(data: bytes, path: Path) -> dict[str, Any]:
+    """Read a record back.
+
+    Raises
+    ------
+    DamagedStoreError
+        When a byte of it has changed.
+    """
+    head, separator, tail = data.rpartition(b',"record_crc32c":"')
+    if not separator or tail != f'{to_hex(crc32c(head + b"}"))}"}}\n'.encode():
+        raise DamagedStoreError(f"{path} is damaged: its checksum does not match its text. {VERIFY}")
+    return json.loads(head + b"}")
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Commit: write one record atomically."""
+    write_atomically(path, encode_record(record))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one record; see `decode_record`."""
+    return decode_record(path.read_bytes(), path)

@@ -1,0 +1,459 @@
+"""Writes a store: its metadata and keys once, then each chunk of rows once, in any order, by one process."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from . import format as f
+from .codec import ChunkCodec, seal
+from .errors import StoreError
+from .files import FolderLock, write_atomically
+from .provenance import Provenance
+from .records import crc32c, encode_record, to_hex, write_record
+
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec:
+    """All that fixes a store before its first image is decoded."""
+
+    provenance: Provenance
+    sites: tuple[f.Site, ...]
+    d_in: int
+    n_rows: int
+    rows_per_chunk: int = f.ROWS_PER_CHUNK
+    dtype: str = "float16"
+    codec: str = "none"
+    thumbnail_px: int | None = f.THUMBNAIL_PX
+    """Long side of the thumbnails; None stores none."""
+    label_names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_rows < 1:
+            raise ValueError("a store needs at least one row")
+        if self.rows_per_chunk < 1:
+            raise ValueError(f"rows_per_chunk must be at least 1, not {self.rows_per_chunk}")
+        if self.dtype not in f.DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(f.DTYPES)}, not {self.dtype!r}")
+        if self.codec not in f.CODECS:
+            raise ValueError(f"codec must be one of {', '.join(f.CODECS)}, not {self.codec!r}")
+        if not self.sites or len(set(self.sites)) != len(self.sites):
+            raise ValueError("a store needs at least one site, each once")
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the group."""
+        return f.group_attributes(
+            provenance=self.provenance.to_json(),
+            sites=self.sites,
+            d_in=self.d_in,
+            n_rows=self.n_rows,
+            rows_per_chunk=self.rows_per_chunk,
+            codec=self.codec,
+            thumbnail_px=self.thumbnail_px,
+            label_names=self.label_names,
+        )
+
+
+def predicted_bytes(spec: StoreSpec, *, thumbnail_bytes: float = 4000.0, key_bytes: float = 40.0) -> int:
+    """Size of the finished store, in bytes, before any codec.
+
+    Parameters
+    ----------
+    spec
+        Of the store.
+    thumbnail_bytes, key_bytes
+        Mean size of one thumbnail and of one key.
+    """
+    itemsize = np.dtype(f.DTYPES[spec.dtype]).itemsize
+    padded_rows = f.n_chunks(spec.n_rows, spec.rows_per_chunk) * spec.rows_per_chunk
+    per_row = 4 + 4 + 1 + 8 + key_bytes + (thumbnail_bytes + 8 if spec.thumbnail_px else 0)
+    return round(padded_rows * spec.d_in * itemsize * len(spec.sites) + spec.n_rows * per_row)
+
+
+def create_store(
+    path: str | Path,
+    spec: StoreSpec,
+    *,
+    keys: Sequence[bytes],
+    row_image: NDArray[np.unsignedinteger[Any]],
+    row_label: NDArray[np.signedinteger[Any]],
+    overwrite: bool = False,
+) -> "StoreWriter":
+    """Make a store that has no committed row yet.
+
+    Parameters
+    ----------
+    path
+        Folder to make.
+    spec
+        Of the store.
+    keys
+        Stable ids of the images in source order.
+    row_image, row_label
+        `(n_rows,)`: position of each row's image in `keys`, and its label (-1: none).
+    overwrite
+        Remove a store that stands there.
+
+    Raises
+    ------
+    StoreError
+        When something else stands there, or a store without `overwrite`.
+    """
+    path = Path(path)
+    _clear(path, overwrite)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(path)
+    write_atomically(path / f.CREATING, b"")
+    documents = _metadata(spec, keys)
+    for name, document in documents.items():
+        if name != f.GROUP_JSON:
+            write_atomically(path / name, document)
+    record = {"files": {name: to_hex(crc32c(document)) for name, document in sorted(documents.items())}}
+    write_record(path / f.METADATA_RECORD, record)
+    metadata_crc32c = to_hex(crc32c(encode_record(record)))
+    offsets = np.concatenate(([0], np.cumsum([len(key) for key in keys], dtype=np.uint64))).astype(np.uint64)
+    statics: dict[str, NDArray[Any]] = {
+        f.ROW_IMAGE: row_image.astype(np.uint32),
+        f.ROW_LABEL: row_label.astype(np.int32),
+        f.KEY_BLOB: np.frombuffer(b"".join(keys), np.uint8),
+        f.KEY_OFFSET: offsets,
+    }
+    for name, values in statics.items():
+        for chunk in range(f.n_chunks(len(values), f.STATIC_CHUNK)):
+            part = values[chunk * f.STATIC_CHUNK : (chunk + 1) * f.STATIC_CHUNK]
+            padded = np.zeros(min(f.STATIC_CHUNK, len(values)), values.dtype)
+            padded[: len(part)] = part
+            committed = write_chunk_file(path, name, chunk, padded, ChunkCodec("none"))
+            write_record(path / f.record_file(name, chunk), committed | {"metadata_crc32c": metadata_crc32c})
+    write_atomically(path / f.GROUP_JSON, documents[f.GROUP_JSON])
+    (path / f.CREATING).unlink()
+    return StoreWriter(path, spec, metadata_crc32c, lock)
+
+
+def resume_store(path: str | Path, spec: StoreSpec) -> "StoreWriter":
+    """Open a store that an earlier process began, to write the chunks that it did not commit.
+
+    Raises
+    ------
+    StoreError
+        When the store there would not hold the same rows, naming the first field that differs.
+    """
+    path = Path(path)
+    found = read_group_attributes(path)
+    again = f"run it with the same options, with another STORE, or with --overwrite to replace {path}"
+    theirs = Provenance.from_json(found["provenance"])
+    try:
+        theirs.require_same_rows(spec.provenance, f"{path} was begun with other settings")
+    except StoreError as error:
+        raise StoreError(f"{error} To go on, {again}.") from None
+    wanted = spec.attributes()
+    for name in wanted:
+        if name != "provenance" and wanted[name] != found[name]:
+            raise StoreError(
+                f"{path} was begun with other settings: {name} is {found[name]!r} there and {wanted[name]!r} here. "
+                f"To go on, {again}."
+            )
+    lock = FolderLock(path)
+    return StoreWriter(path, spec, to_hex(crc32c((path / f.METADATA_RECORD).read_bytes())), lock)
+
+
+def read_group_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a store's group.
+
+    Raises
+    ------
+    StoreError
+        When there is no store at `path`, or one of another version.
+    """
+    try:
+        document = json.loads((path / f.GROUP_JSON).read_bytes())
+        attributes = document["attributes"]
+        name, version = attributes.get("format"), attributes.get("version")
+    except (FileNotFoundError, NotADirectoryError):
+        what = "does not exist" if not path.exists() else "holds no zarr.json: it is not an activation store"
+        raise StoreError(f"{path} {what}. `thresher harvest IMAGES {path}` makes one.") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise StoreError(f"{path}/zarr.json is not the metadata of an activation store.") from None
+    if name != f.FORMAT_NAME:
+        raise StoreError(f"{path} is a zarr group, but not an activation store (its format attribute is {name!r}).")
+    if version != f.FORMAT_VERSION:
+        raise StoreError(f"{path} has version {version} of the store format; this Thresher reads {f.FORMAT_VERSION}.")
+    return attributes
+
+
+class StoreWriter:
+    """Writes and commits the chunks of one store.
+
+    A chunk is committed when each of its arrays has a commit record; the records are written after all of the bytes.
+    """
+
+    def __init__(self, path: Path, spec: StoreSpec, metadata_crc32c: str, lock: FolderLock) -> None:
+        self.path, self.spec = path, spec
+        self.n_chunks = f.n_chunks(spec.n_rows, spec.rows_per_chunk)
+        self._metadata_crc32c = metadata_crc32c
+        self._lock = lock
+        self._codec = ChunkCodec(spec.codec)
+        self.pending = [chunk for chunk in range(self.n_chunks) if not self._is_committed(chunk)]
+        """Numbers of the chunks that are not committed, ascending."""
+
+    def chunk_rows(self, chunk: int) -> tuple[int, int]:
+        """First row of a chunk, and the row after its last."""
+        start = chunk * self.spec.rows_per_chunk
+        return start, min(start + self.spec.rows_per_chunk, self.spec.n_rows)
+
+    def write_chunk(
+        self,
+        chunk: int,
+        values: dict[f.Site, NDArray[np.float32]],
+        valid: NDArray[np.bool_],
+        unreadable: Iterable[tuple[int, str]] = (),
+        thumbnails: Sequence[bytes | None] | None = None,
+    ) -> None:
+        """Write and commit one chunk.
+
+        Parameters
+        ----------
+        chunk
+            Its number.
+        values
+            `(n, d_in)` float32 for each site, n the rows of the chunk. Rows that are not valid may hold anything.
+        valid
+            `(n,)`; False where the image could not be read.
+        unreadable
+            (row, reason) of each row that is not valid.
+        thumbnails
+            WebP bytes of each row's image, None where there is none.
+
+        Raises
+        ------
+        StoreError
+            On a valid row that is not finite, or does not fit the store's dtype.
+        """
+        start, stop = self.chunk_rows(chunk)
+        if set(values) != set(self.spec.sites) or valid.shape != (stop - start,):
+            raise ValueError(f"chunk {chunk} needs {len(self.spec.sites)} sites of {stop - start} rows each")
+        committed: dict[str, dict[str, Any]] = {}
+        for site, rows in values.items():
+            block, max_abs = self._cast(rows, valid, site, start)
+            written = write_chunk_file(self.path, site.path, chunk, block, self._codec)
+            committed[site.path] = written | {"max_abs": max_abs, "valid_rows": int(valid.sum())}
+        padded = np.zeros(self.spec.rows_per_chunk, np.bool_)
+        padded[: len(valid)] = valid
+        reasons = [[int(row), reason] for row, reason in unreadable]
+        written = write_chunk_file(self.path, f.ROW_VALID, chunk, padded, ChunkCodec("none"))
+        committed[f.ROW_VALID] = written | {"valid_rows": int(valid.sum()), "unreadable": reasons}
+        if self.spec.thumbnail_px is not None:
+            write_record(
+                self.path / f.thumbs_record_file(chunk), self._write_thumbnails(chunk, stop - start, thumbnails)
+            )
+        for name, record in committed.items():
+            record |= {"rows": [start, stop], "metadata_crc32c": self._metadata_crc32c}
+            write_record(self.path / f.record_file(name, chunk), record)
+        if chunk in self.pending:
+            self.pending.remove(chunk)
+
+    def close(self) -> None:
+        """Let another process write here."""
+        self._lock.close()
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _is_committed(self, chunk: int) -> bool:
+        names = [f.record_file(site.path, chunk) for site in self.spec.sites] + [f.record_file(f.ROW_VALID, chunk)]
+        if self.spec.thumbnail_px is not None:
+            names.append(f.thumbs_record_file(chunk))
+        return all((self.path / name).exists() for name in names)
+
+    def _cast(
+        self, rows: NDArray[np.float32], valid: NDArray[np.bool_], site: f.Site, start: int
+    ) -> tuple[NDArray[Any], float]:
+        if rows.shape != (len(valid), self.spec.d_in):
+            raise ValueError(f"{site} needs rows of shape {(len(valid), self.spec.d_in)}, not {rows.shape}")
+        magnitude = np.abs(rows).max(axis=1, initial=0.0)  # (n,), NaN where a coordinate is
+        magnitude[~valid] = 0.0
+        if not np.isfinite(magnitude).all():
+            row = start + int(np.flatnonzero(~np.isfinite(magnitude))[0])
+            raise StoreError(
+                f"{site}: the activation of row {row} is not finite; the tower or its precision is at fault."
+            )
+        max_abs = float(magnitude.max(initial=0.0))
+        block = np.full((self.spec.rows_per_chunk, self.spec.d_in), f.FILL[self.spec.dtype], f.DTYPES[self.spec.dtype])
+        if self.spec.dtype == "float16" and max_abs > _FLOAT16_MAX:
+            row = start + int(magnitude.argmax())
+            raise StoreError(
+                f"{site}: the activation of row {row} reaches {max_abs:.4g}, beyond float16's {_FLOAT16_MAX:.0f}. "
+                "Harvest with --dtype bfloat16 or --dtype float32."
+            )
+        cast = to_bfloat16(rows) if self.spec.dtype == "bfloat16" else rows.astype(block.dtype, copy=False)
+        block[: len(rows)][valid] = cast[valid]
+        return block, max_abs
+
+    def _write_thumbnails(self, chunk: int, n_rows: int, thumbnails: Sequence[bytes | None] | None) -> dict[str, Any]:
+        blobs = [blob or b"" for blob in (thumbnails if thumbnails is not None else [None] * n_rows)]
+        if len(blobs) != n_rows:
+            raise ValueError(f"chunk {chunk} needs {n_rows} thumbnails, not {len(blobs)}")
+        offset = np.concatenate(([0], np.cumsum([len(blob) for blob in blobs]))).astype(np.uint64)
+        blob = np.frombuffer(b"".join(blobs) or b"\0", np.uint8)
+        folder = f"{f.THUMBS}/{chunk}"
+        arrays = {"blob": blob, "offset": offset}
+        documents = {f"{folder}/zarr.json": _group_document({})} | {
+            f"{folder}/{name}/zarr.json": _array_document(values.shape, values.shape, values.dtype, 0, "none", {})
+            for name, values in arrays.items()
+        }
+        for name, document in documents.items():
+            write_atomically(self.path / name, document)
+        chunks = {
+            name: write_chunk_file(self.path, f"{folder}/{name}", 0, values, ChunkCodec("none"))
+            for name, values in arrays.items()
+        }
+        return {"files": {name: to_hex(crc32c(document)) for name, document in documents.items()}, "chunks": chunks}
+
+
+def to_bfloat16(rows: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of bfloat16 values, rounded to nearest even; finite values only."""
+    bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+
+
+def write_chunk_file(root: Path, array: str, chunk: int, values: NDArray[Any], codec: ChunkCodec) -> dict[str, Any]:
+    """Write one chunk's file; what its commit record says of its bytes."""
+    payload = codec.encode(values)
+    checksum_bytes, checksum = seal(payload)
+    write_atomically(root / f.chunk_file(array, chunk, values.ndim), payload, checksum_bytes)
+    return {"bytes": len(payload) + len(checksum_bytes), "crc32c": to_hex(checksum)}
+
+
+def keys_sha256(keys: Sequence[bytes], labels: NDArray[np.signedinteger[Any]]) -> str:
+    """Digest of the images' keys and labels in source order."""
+    digest = hashlib.sha256()
+    for key in keys:
+        digest.update(len(key).to_bytes(8, "little") + key)
+    digest.update(labels.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _clear(path: Path, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise StoreError(f"{path} exists and is not a folder: name another STORE.")
+    if not any(path.iterdir()):
+        return
+    if not (path / f.CREATING).exists():
+        _require_store(path)
+        if not overwrite:
+            raise StoreError(f"{path} exists. Name another STORE, or replace it with --overwrite.")
+        write_atomically(path / f.CREATING, b"")
+    lock = FolderLock(path)
+    (path / f.GROUP_JSON).unlink(missing_ok=True)
+    for child in path.iterdir():
+        if child.name != f.CREATING:
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+    lock.close()
+
+
+def _require_store(path: Path) -> None:
+    """Check that what stands at `path` is an activation store, so that it may be replaced.
+
+    Raises
+    ------
+    StoreError
+        When it is anything else.
+    """
+    try:
+        read_group_attributes(path)
+    except StoreError:
+        raise StoreError(
+            f"{path} is not empty and is not an activation store, so it is not replaced: name another STORE."
+        ) from None
+
+
+def _metadata(spec: StoreSpec, keys: Sequence[bytes]) -> dict[str, bytes]:
+    """Every zarr.json that is known when the store is made, by its path."""
+    n_chunk = spec.rows_per_chunk
+    dtype = np.dtype(f.DTYPES[spec.dtype])
+    key_bytes = sum(len(key) for key in keys)
+    logical = {"logical_dtype": spec.dtype}
+    arrays = {
+        site.path: _array_document(
+            (spec.n_rows, spec.d_in), (n_chunk, spec.d_in), dtype, f.FILL[spec.dtype], spec.codec, logical
+        )
+        for site in spec.sites
+    }
+    arrays[f.ROW_VALID] = _array_document((spec.n_rows,), (n_chunk,), np.dtype(np.bool_), False, "none", {})
+    for name, size, static_dtype, fill in (
+        (f.ROW_IMAGE, spec.n_rows, np.uint32, 0),
+        (f.ROW_LABEL, spec.n_rows, np.int32, -1),
+        (f.KEY_BLOB, key_bytes, np.uint8, 0),
+        (f.KEY_OFFSET, len(keys) + 1, np.uint64, 0),
+    ):
+        chunks = (min(f.STATIC_CHUNK, size),)
+        arrays[name] = _array_document((size,), chunks, np.dtype(static_dtype), fill, "none", {})
+    groups = {parent for name in arrays for parent in _parents(name)}
+    if spec.thumbnail_px is not None:
+        groups.add(f.THUMBS)
+    documents = {f"{name}/zarr.json": document for name, document in arrays.items()}
+    documents |= {f"{name}/zarr.json": _group_document({}) for name in sorted(groups)}
+    documents[f.GROUP_JSON] = _group_document(spec.attributes())
+    return documents
+
+
+def _parents(name: str) -> list[str]:
+    parts = name.split("/")
+    return ["/".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _group_document(attributes: dict[str, Any]) -> bytes:
+    written: dict[str, Any] = {}
+    zarr.create_group(zarr.storage.MemoryStore(written), attributes=attributes, zarr_format=3)
+    return bytes(written["zarr.json"].to_bytes())
+
+
+def _array_document(
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any],
+    fill: Any,
+    codec: str,
+    attributes: dict[str, Any],
+) -> bytes:
+    written: dict[str, Any] = {}
+    zarr.create_array(
+        zarr.storage.MemoryStore(written),
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        fill_value=fill,
+        serializer="auto",
+        compressors=_zarr_compressors(codec, dtype),
+        filters=None,
+        attributes=attributes,
+        zarr_format=3,
+    )
+    return bytes(written["zarr.json"].to_bytes())
+
+
+def _zarr_compressors(codec: str, dtype: np.dtype[Any]) -> list[Any]:
+    from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+    from .codec import BLOSC_LEVEL, ZSTD_LEVEL
+
+    compressor: list[Any] = []
+    if codec == "zstd":
+        compressor = [ZstdCodec(level=ZSTD_LEVEL)]
+    elif codec == "blosc-lz4":
+        compressor = [BloscCodec(typesize=dtype.itemsize, cname="lz4", clevel=BLOSC_LEVEL, shuffle="shuffle")]
+    return [*compressor, Crc32cCodec()]
