@@ -1,0 +1,104 @@
+"""The checkpoint of a run: all that a step depends on, in one file that is whole or not there.
+
+Nothing is drawn at random after the first weights, and the loader's place is the step, so weights, Adam's moments, the
+dead counters, the input scaling and the step are the whole state.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..store.errors import DamagedStoreError
+from ..store.files import sync_folder
+from .models import SparseAutoencoder
+from .optimiser import UnitNormAdam
+
+_METADATA_KEY = "thresher"
+_FORMAT_VERSION = 1
+
+
+@dataclass
+class TrainingState:
+    """What training changes.
+
+    Parameters
+    ----------
+    sae, adam
+        Weights and the optimiser's moments.
+    rows_since_fired
+        `(d_sae,)` int64: training rows since each feature was last active.
+    step
+        Steps taken.
+    """
+
+    sae: SparseAutoencoder
+    adam: UnitNormAdam
+    rows_since_fired: Tensor
+    step: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of it by name; the weights feature-major, as they are held."""
+        names = ("encoder", "b_enc", "decoder", "b_dec")
+        return {
+            **{f"sae.{name}": tensor for name, tensor in zip(names, self.sae.parameters(), strict=True)},
+            "sae.input_mean": self.sae.input_mean,
+            "sae.input_scale": self.sae.input_scale,
+            **self.adam.tensors(),
+            "rows_since_fired": self.rows_since_fired,
+        }
+
+
+def save_checkpoint(folder: Path, state: TrainingState) -> Path:
+    """Write the state, then remove older ones: at every moment one whole checkpoint stands."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{state.step:010d}.safetensors"
+    temporary = folder / ".checkpoint.tmp"
+    record = {"format_version": _FORMAT_VERSION, "step": state.step, "adam_steps": state.adam.n_steps}
+    tensors = {name: tensor.cpu() for name, tensor in state.tensors().items()}
+    save_file(tensors, temporary, {_METADATA_KEY: json.dumps(record, sort_keys=True)})
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(temporary, path)
+    sync_folder(folder)
+    for older in folder.glob("step-*.safetensors"):
+        if older != path:
+            older.unlink()
+    return path
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the most steps, None where there is none."""
+    return max(folder.glob("step-*.safetensors"), default=None, key=lambda path: path.name)
+
+
+@torch.no_grad()
+def load_checkpoint(path: Path, state: TrainingState) -> None:
+    """Set `state` to what the file holds, in place.
+
+    In place, since a tensor mapped from a file may lie at another alignment, by which matmuls choose other kernels.
+    `DamagedStoreError` where the file is damaged or of other shapes.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            record = json.loads((file.metadata() or {})[_METADATA_KEY])
+            if record["format_version"] != _FORMAT_VERSION:
+                raise DamagedStoreError(f"{path} is checkpoint version {record['format_version']}; this reads 1.")
+            for name, tensor in state.tensors().items():
+                saved = file.get_tensor(name)
+                if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
+                    raise DamagedStoreError(f"{path}: {name} is {tuple(saved.shape)}, not {tuple(tensor.shape)}.")
+                tensor.copy_(saved)
+            state.step, state.adam.n_steps = record["step"], record["adam_steps"]
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise DamagedStoreError(
+            f"{path} cannot be read ({error}): delete it to start from the beginning with --resume."
+        ) from error

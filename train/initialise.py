@@ -1,0 +1,98 @@
+"""Where a new SAE starts: its weights, its decoder bias, the scaling of its input.
+
+Shapes: n rows, d_in inputs, d_sae features.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .models import ReluSae, SparseAutoencoder, TopKSae
+from .options import TrainOptions
+
+_MEDIAN_TOLERANCE = 1e-9  # relative step of Weiszfeld's iteration; float64 rounding of a sum of 15,360 terms is 1e-14
+_MEDIAN_ITERATIONS = 1000
+
+
+def new_sae(options: TrainOptions, d_in: int) -> SparseAutoencoder:
+    """An SAE of random weights under `options.seed`, biases zero, input not scaled, on the CPU in float32.
+
+    The draws are torch's `kaiming_uniform_` as the post called it: bound sqrt(6 / fan_in), where torch takes the
+    second dimension for fan_in: d_sae for W_enc `(d_in, d_sae)`, d_in for W_dec, whose rows then get unit norm.
+    """
+    d_sae = options.d_sae(d_in)
+    generator = torch.Generator().manual_seed(options.seed)
+    encoder = _kaiming_uniform(d_in, d_sae, generator).T.contiguous()  # (d_sae, d_in)
+    decoder = _kaiming_uniform(d_sae, d_in, generator)
+    decoder /= decoder.norm(dim=1, keepdim=True)
+    if options.encoder_init == "transpose":
+        encoder = decoder.clone()
+    weights = (encoder, torch.zeros(d_sae), decoder, torch.zeros(d_in))
+    return TopKSae(*weights, k=options.k) if options.variant == "topk" else ReluSae(*weights)
+
+
+def _kaiming_uniform(n_out: int, fan_in: int, generator: torch.Generator) -> Tensor:
+    bound = math.sqrt(6 / fan_in)
+    return torch.empty(n_out, fan_in).uniform_(-bound, bound, generator=generator)
+
+
+def input_scaling(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Mean and scale `(d_in,)` float32 by which the SAE's input is shifted and divided.
+
+    Parameters
+    ----------
+    x
+        `(n, d_in)` sample of the training rows.
+    kind
+        `none`; `standardize`: each coordinate to mean 0 and standard deviation 1; `expected-norm`: no shift, the mean
+        norm of a row to sqrt(d_in).
+    """
+    x = x.double().cpu()
+    d_in = x.shape[1]
+    mean, scale = torch.zeros(d_in, dtype=torch.float64), torch.ones(d_in, dtype=torch.float64)
+    if kind == "standardize":
+        mean = x.mean(0)
+        scale = (x - mean).square().mean(0).sqrt()
+        # A coordinate that does not vary carries no information: divided by its rounding noise it would dominate.
+        constant = scale <= 1e-6 * scale.mean()
+        scale[constant] = scale.mean() if scale.mean() > 0 else 1.0
+    elif kind == "expected-norm":
+        norm = x.norm(dim=1).mean()
+        scale *= norm / math.sqrt(d_in) if norm > 0 else 1.0
+    return mean.float(), scale.float()
+
+
+def decoder_bias(z: Tensor, kind: str) -> Tensor:
+    """Starting decoder bias `(d_in,)` float32 from scaled rows `z` (n, d_in)."""
+    if kind == "zero":
+        return torch.zeros(z.shape[1])
+    z = z.double().cpu()
+    return (z.mean(0) if kind == "mean" else geometric_median(z)).float()
+
+
+def geometric_median(points: Tensor) -> Tensor:
+    """The point with the least sum of distances to `points` (n, d), float64.
+
+    Weiszfeld's iteration with Vardi and Zhang's step at data points (PNAS 97, 2000), which neither divides by zero nor
+    sticks to a data point that is not the median.
+    """
+    points = points.double()
+    median = points.mean(0)
+    spread = (points - median).norm(dim=1).mean()
+    for _ in range(_MEDIAN_ITERATIONS):
+        difference = points - median  # (n, d)
+        distance = difference.norm(dim=1)
+        apart = distance > 1e-12 * spread  # nearer than rounding: the same point
+        if not apart.any():
+            return median
+        weight = torch.where(apart, 1 / distance.where(apart, torch.ones_like(distance)), 0.0)
+        pull = weight @ difference  # (d,), the sum of unit vectors to the other points
+        # n points here hold the median back by n units of force: it moves by what is left of the pull, or not at all
+        n_here = float((~apart).sum())
+        free = 1.0 - n_here / max(float(pull.norm()), n_here, torch.finfo(torch.float64).tiny)
+        step = free * pull / weight.sum()
+        median = median + step
+        if step.norm() <= _MEDIAN_TOLERANCE * spread:
+            break
+    return median

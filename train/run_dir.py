@@ -1,0 +1,221 @@
+"""The run directory: where everything about one SAE lies, and how it is opened."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..store.errors import DamagedStoreError, StoreError
+from ..store.files import write_atomically
+from ..store.format import Site
+from .models import SparseAutoencoder, load_sae
+from .options import FREE_ON_RESUME, TrainOptions
+
+FORMAT = "thresher-run"
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS, METRICS, LOG, CHECKPOINT = "config.json", "sae.safetensors", "metrics.jsonl", "log.txt", "checkpoint"
+
+# All that Thresher writes into a run: what --overwrite removes. Anything else in the folder is the user's.
+RUN_FILES = (
+    CONFIG,
+    WEIGHTS,
+    METRICS,
+    LOG,
+    CHECKPOINT,
+    "features.zarr",
+    "stats.zarr",
+    "stats.json",
+    "evaluate.json",
+    "alignment.zarr",
+    "names.tsv",
+    "visualisations",
+    "figures",
+    "report.html",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its directory describes it."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @cached_property
+    def options(self) -> TrainOptions:
+        """The resolved options of its training."""
+        return TrainOptions.from_json(self.config["options"])
+
+    @property
+    def site(self) -> Site:
+        """Where its rows were read."""
+        return Site.parse(self.config["site"])
+
+    @property
+    def d_in(self) -> int:
+        """Inputs of the SAE."""
+        return int(self.config["d_in"])
+
+    @property
+    def d_sae(self) -> int:
+        """Features of the SAE."""
+        return int(self.config["d_sae"])
+
+    @property
+    def store_path(self) -> Path:
+        """The store it was trained on: where it was then, or at the same place relative to the run, if moved along."""
+        path, relative = Path(self.config["store"]["path"]), Path(self.config["store"]["path_from_run"])
+        moved = (self.path / relative).resolve()
+        return moved if moved.exists() and not path.exists() else path
+
+    @property
+    def store_fingerprint(self) -> str:
+        """Fingerprint of that store."""
+        return str(self.config["store"]["fingerprint"])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Provenance of that store, as JSON."""
+        return dict(self.config["store"]["provenance"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether training ended: the weights are its last file."""
+        return (self.path / WEIGHTS).exists()
+
+    def load_sae(self, device: torch.device | str = "cpu") -> SparseAutoencoder:
+        """The trained SAE; `StoreError` before training has finished."""
+        return load_sae(self.path, device)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The objects of metrics.jsonl, in order; a last line cut short by a kill is left out."""
+        return read_metrics(self.path / METRICS)
+
+
+def open_run(path: Path | str) -> Run:
+    """Open a run directory, finished or not; `StoreError` where `path` is none."""
+    path = Path(path)
+    try:
+        config = json.loads((path / CONFIG).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{path} is not a run directory: it holds no {CONFIG} (`train STORE RUN`).") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DamagedStoreError(f"{path / CONFIG} is damaged: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise StoreError(f"{path / CONFIG} is not the configuration of a run.")
+    if config["format_version"] != FORMAT_VERSION:
+        raise StoreError(f"{path} is run version {config['format_version']}; this thresher reads {FORMAT_VERSION}.")
+    return Run(path, config)
+
+
+def create_run(path: Path, config: Mapping[str, Any], *, overwrite: bool) -> Run:
+    """Make a run directory; `StoreError` where `path` is taken, unless it is a run and `overwrite` is set."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        is_run = (path / CONFIG).exists()
+        if not is_run:
+            raise StoreError(f"{path} exists and is not a run directory: choose another RUN.")
+        if not overwrite:
+            raise StoreError(
+                f"{path} already holds a run: go on with it (--resume), replace it (--overwrite) or choose another."
+            )
+        # The configuration goes last: a killed overwrite still leaves a run that --overwrite knows.
+        for name in (*RUN_FILES[1:], CONFIG):
+            _remove(path / name)
+    path.mkdir(parents=True, exist_ok=True)
+    record = {"format": FORMAT, "format_version": FORMAT_VERSION, **config}
+    write_atomically(path / CONFIG, json.dumps(record, indent=1).encode() + b"\n")
+    return Run(path, json.loads(json.dumps(record)))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def options_to_resume(path: Path | str, explicit: Mapping[str, Any]) -> TrainOptions:
+    """Options of an existing run, with those that change no weight as given.
+
+    Parameters
+    ----------
+    explicit
+        Only what the user gave, by field name. `StoreError` names the first that the run was started without.
+    """
+    run = open_run(path)
+    for name, value in explicit.items():
+        check_same(run.path, name, value, getattr(run.options, name))
+    free = {name: value for name, value in explicit.items() if name in FREE_ON_RESUME}
+    return TrainOptions.from_json({**run.config["options"], **free})
+
+
+def check_same(path: Path, name: str, given: object, started: object) -> None:
+    """Raise `StoreError` where an option that changes weights differs from the run's."""
+    if name not in FREE_ON_RESUME and given != started:
+        raise StoreError(
+            f"{path} was started with {name} = {started}, not {given}: resume without it, or choose another RUN."
+        )
+
+
+class RunLog:
+    """metrics.jsonl and log.txt of a running training."""
+
+    def __init__(self, path: Path, *, keep_to_step: int) -> None:
+        metrics_path = path / METRICS
+        kept = [record for record in read_metrics(metrics_path) if record["step"] <= keep_to_step]
+        write_atomically(metrics_path, "".join(_line(record) for record in kept).encode())
+        self._metrics = open(metrics_path, "a")  # noqa: SIM115 (closed by `close`)
+        self._log = open(path / LOG, "a")  # noqa: SIM115
+
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one object."""
+        self._metrics.write(_line(record))
+        self._metrics.flush()
+
+    def say(self, text: str) -> None:
+        """Append one line with the time."""
+        self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
+        self._log.flush()
+
+    def sync(self) -> None:
+        """Make what was appended durable: what a checkpoint counts as logged must outlive a crash."""
+        os.fsync(self._metrics.fileno())
+
+    def close(self) -> None:
+        """Close both files."""
+        self._metrics.close()
+        self._log.close()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_without_nan(record), allow_nan=False) + "\n"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN: what is undefined is null."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics.jsonl, in order; what follows a line cut short is left out."""
+    records: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return records
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

@@ -1,0 +1,75 @@
+"""Products of a sparse (rows, features) matrix with dense ones: only the active pairs are touched.
+
+They are the kernels of `torch.nn.functional.embedding_bag`, forward and backward, called one at a time: a row of
+activations is a bag of features weighted by its values.
+
+Shapes: n rows, d inputs, F features, nnz active (row, feature) pairs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SUM_MODE = 0  # embedding_bag's code of mode="sum"
+_NO_PADDING = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ActivePairs:
+    """The active pairs of (n, F) activations, by row.
+
+    `offsets` (n,) is where each row's pairs start; `row`, `feature` (nnz,) int64; `value` (nnz,).
+    """
+
+    offsets: Tensor
+    row: Tensor
+    feature: Tensor
+    value: Tensor
+
+    @classmethod
+    def of_dense(cls, f: Tensor) -> "ActivePairs":
+        """The non-zero entries of `f` (n, F), in order of row, then feature."""
+        row, feature = f.nonzero(as_tuple=True)
+        offsets = torch.searchsorted(row, torch.arange(len(f), device=f.device))
+        return cls(offsets, row, feature, f[row, feature])
+
+    @classmethod
+    def of_fixed(cls, value: Tensor, feature: Tensor) -> "ActivePairs":
+        """Pairs of which every row has k: `value`, `feature` (n, k)."""
+        n, k = value.shape
+        offsets = torch.arange(0, n * k, k, device=value.device)
+        row = torch.arange(n, device=value.device).repeat_interleave(k)
+        return cls(offsets, row, feature.reshape(-1), value.reshape(-1))
+
+    def times(self, rows: Tensor) -> Tensor:
+        """Activations @ `rows` (F, d): (n, d), the decode."""
+        return torch.nn.functional.embedding_bag(
+            self.feature, rows, self.offsets, mode="sum", per_sample_weights=self.value
+        )
+
+    def dot(self, left: Tensor, rows: Tensor) -> Tensor:
+        """(left @ rows.T) at the active pairs: (nnz,), for `left` (n, d) and `rows` (F, d)."""
+        return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            left.contiguous(), rows, self.feature, self.offsets, self.row, _SUM_MODE, _NO_PADDING
+        )
+
+    def transposed_times(self, right: Tensor, n_features: int, weight: Tensor) -> Tensor:
+        """M.T @ `right` (n, d) for M of the values `weight` (nnz,) at the active pairs: (F, d)."""
+        empty = self.offsets.new_empty(0)  # bag sizes and maxima: for the modes mean and max only
+        return torch.ops.aten._embedding_bag_dense_backward(
+            right.contiguous(),
+            self.feature,
+            self.row,
+            empty,
+            empty,
+            n_features,
+            False,
+            _SUM_MODE,
+            weight,
+            _NO_PADDING,
+        )
+
+    def sum_by_feature(self, weight: Tensor, n_features: int) -> Tensor:
+        """Sums of `weight` (nnz,) by feature: (F,)."""
+        return weight.new_zeros(n_features).index_add_(0, self.feature, weight)
