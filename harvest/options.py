@@ -1,0 +1,112 @@
+"""The options of `harvest`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..options import option
+
+SITES = ("resid_post",)
+TOKENS = ("cls",)
+
+
+def _default_workers() -> int:
+    # One core is left to the tower's own thread; past 16 processes a disk is the limit, not the decoder.
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, n_cores - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestOptions:
+    """What `harvest` reads the activations of, how, and in which form it stores them."""
+
+    model: str = option(
+        "open_clip model name, or the path of an open_clip model config (JSON file or folder).",
+        default="ViT-L-14-quickgelu",
+        metavar="NAME|PATH",
+    )
+    pretrained: str | None = option(
+        "open_clip tag, checkpoint path, or `none` for random weights drawn from --seed. "
+        "Left out: `openai` for a model name, the folder's own checkpoint for a folder.",
+        default=None,
+        metavar="TAG|PATH|none",
+    )
+    allow_activation_mismatch: bool = option(
+        "Use the model's activation function even where the weights were trained with the other one (QuickGELU, GELU).",
+        default=False,
+    )
+    layer: tuple[int, ...] = option(
+        "Residual block to read, 0-based: 22 is the 23rd block. Repeat it for several layers in one pass.",
+        default=(22,),
+    )
+    site: str = option("Where in the block the vector is read.", default="resid_post", choices=SITES)
+    token: str = option("Which token's vector is stored.", default="cls", choices=TOKENS)
+    dtype: str = option(
+        "Number format of the stored activations.", default="float16", choices=("float16", "float32", "bfloat16")
+    )
+    precision: str = option(
+        "Arithmetic of the tower. The row error of bf16 and fp16 against fp32 is measured and recorded.",
+        default="fp32",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    batch_size: int = option("Images a forward pass.", default=64)
+    workers: int = option(
+        "Processes that decode images; 0 decodes in the main process. Default: the cores less one, at most 16.",
+        default_factory=_default_workers,
+    )
+    device: str = option(
+        "Where the tower runs; auto takes cuda, then mps, then cpu.",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+    )
+    limit: int | None = option(
+        "Harvest this many images only: a seeded random sample, or the first ones with --order source.", default=None
+    )
+    order: str = option(
+        "Order of the stored rows. Training reads a store in random order several times faster.",
+        default="random",
+        choices=("random", "source"),
+    )
+    seed: int = option("Seed of the row order, of --limit's sample and of random weights.", default=0)
+    codec: str = option(
+        "Compression of the activation chunks; they do not compress, except zero-heavy ones.",
+        default="none",
+        choices=("none", "zstd", "blosc-lz4"),
+    )
+    rows_per_chunk: int = option("Rows a chunk: what a killed harvest loses at most.", default=1024)
+    thumbnails: str = option(
+        "Store a WebP thumbnail of each image, 128 px; auto does so up to 8 GB of them (about two million images).",
+        default="auto",
+        choices=("auto", "on", "off"),
+    )
+    label_names: Path | None = option(
+        "File of class names: a line a class in class order, lines `folder<TAB>name`, or JSON.",
+        default=None,
+        metavar="FILE",
+    )
+    strict: bool = option("Stop at the first unreadable image instead of storing an invalid row for it.", default=False)
+    overwrite: bool = option("Replace what stands at STORE.", default=False)
+
+    def __post_init__(self) -> None:
+        choices = {
+            "site": SITES,
+            "token": TOKENS,
+            "dtype": ("float16", "float32", "bfloat16"),
+            "precision": ("fp32", "bf16", "fp16"),
+            "device": ("auto", "cpu", "cuda", "mps"),
+            "order": ("random", "source"),
+            "codec": ("none", "zstd", "blosc-lz4"),
+            "thumbnails": ("auto", "on", "off"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is one of {', '.join(allowed)}.")
+        for name, least in (("batch_size", 1), ("workers", 0), ("rows_per_chunk", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is at least {least}.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}; it is at least 1.")
+        if not self.layer:
+            raise ValueError("no layer is given; name at least one, such as --layer 22.")
+        if len(set(self.layer)) != len(self.layer):
+            raise ValueError(f"layer {self.layer} names a layer twice.")
