@@ -1,0 +1,74 @@
+"""Long one-dimensional zarr arrays written front to back, their length unknown until the end."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK = 1 << 18
+"""Entries a chunk: 1 MB of float32, so that one feature's or one row's entries cost one short read."""
+_CHUNKS_AT_ONCE = 8  # written together: zarr encodes them side by side
+
+
+def codecs(kind: str) -> tuple[Any, ...]:
+    """Codecs after the bytes of an array: `integer` or `float`, each ending in crc32c.
+
+    Measured on entries with a log-normal spread of densities and values, at d_sae 1,536 and 65,536: blosc zstd 1 with
+    byte shuffle makes feature ids 3.4 and 2.0 times smaller (lz4 2.8 and 2.0, plain zstd 2.8 and 1.7) at the writing
+    speed of no codec; of float32 activations the best, zstd 3 with bit shuffle, takes a tenth. They are left alone.
+    """
+    from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+
+    if kind == "float":
+        return (Crc32cCodec(),)
+    return (BloscCodec(cname="zstd", clevel=1, shuffle=BloscShuffle.shuffle), Crc32cCodec())
+
+
+class Column:
+    """An array that grows at its end, through a buffer of whole chunks."""
+
+    def __init__(self, group: Any, path: str, dtype: Any, *, chunk: int = CHUNK, tail: tuple[int, ...] = ()) -> None:
+        dtype = np.dtype(dtype)
+        self._array = group.create_array(
+            path,
+            shape=(0, *tail),
+            chunks=(chunk, *tail),
+            dtype=dtype,
+            compressors=codecs("float" if dtype.kind == "f" else "integer"),
+            fill_value=np.nan if dtype.kind == "f" else 0,
+        )
+        self._buffer = np.empty((chunk * _CHUNKS_AT_ONCE, *tail), dtype)
+        self._held = 0
+        self._written = 0
+
+    def __len__(self) -> int:
+        return self._written + self._held
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Add values at the end."""
+        done = 0
+        while done < len(values):
+            n = min(len(values) - done, len(self._buffer) - self._held)
+            self._buffer[self._held : self._held + n] = values[done : done + n]
+            self._held += n
+            done += n
+            if self._held == len(self._buffer):
+                self._flush()
+
+    def fill(self, value: Any, count: int) -> None:
+        """Add `count` times the same value."""
+        while count > 0:
+            n = min(count, len(self._buffer))
+            self.append(np.full((n, *self._buffer.shape[1:]), value, self._buffer.dtype))
+            count -= n
+
+    def close(self) -> None:
+        """Write what is still held."""
+        if self._held:
+            self._flush()
+
+    def _flush(self) -> None:
+        stop = self._written + self._held
+        self._array.resize((stop, *self._buffer.shape[1:]))
+        self._array[self._written : stop] = self._buffer[: self._held]
+        self._written, self._held = stop, 0

@@ -1,0 +1,269 @@
+"""Writes the feature activations of an activation store: `encode RUN`."""
+
+import hashlib
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._version import __version__
+from ..progress import Reporter, format_bytes
+from ..store.errors import StoreError
+from ..store.files import FolderLock, free_bytes
+from ..store.provenance import Provenance
+from ..store.reader import ActivationArray, ActivationStore, open_store
+from . import features as format_
+from .by_feature import write_by_feature
+from .encoded_block import EncodedBlock, encode_block
+from .features import FEATURES_ZARR, FeaturesInfo
+from .folders import new_folder, refuse_existing
+from .options import EncodeOptions
+from .quality import Quality, SectionSums, section_rows, write_sections
+from .row_columns import RowColumns
+from .row_splits import RowSplits
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..train.models import SparseAutoencoder
+
+_SAMPLE_RUNS, _SAMPLE_RUN_ROWS = 16, 64  # 1,024 rows from all over the store predict the size to a few percent
+_ROW_BYTES = 8 + 3 * 4 + 4 + 2  # indptr, three float32, label, split and valid
+_ENTRY_BYTES = 8  # index and value, by row and again by feature
+_DEALT_BYTES = 12  # what an entry takes on disk while it is sorted by feature
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeResult:
+    """What `encode` wrote."""
+
+    features_path: Path
+    n_rows: int
+    """Rows encoded."""
+    d_sae: int
+    nnz: int
+    mean_l0: float
+    predicted_bytes: int
+    written_bytes: int
+    quality: dict[str, Quality]
+    """By split: `train`, `heldout`, `all`, those with rows."""
+    seconds: float
+    rows_per_s: float
+
+
+def encode(
+    run_path: str | Path, options: EncodeOptions | None = None, reporter: Reporter | None = None
+) -> EncodeResult:
+    """Encode the rows of an activation store with the SAE of a run, into `RUN/features.zarr`.
+
+    Raises
+    ------
+    ValueError
+        When an option does not fit the run.
+    StoreError
+        When the run has no SAE, the store is not the one that it was trained on (or, with `store`, not of the same
+        site), features are there already, or they would be larger than the limit.
+    """
+    options, reporter = options or EncodeOptions(), reporter or Reporter()
+    run_path = Path(run_path)
+    source = _open_source(run_path, options)
+    path = run_path / FEATURES_ZARR
+    refuse_existing(path, overwrite=options.overwrite)
+    predicted = _predict_bytes(source, options)
+    _check_size(predicted, path, options, reporter)
+    start_s = time.monotonic()
+    with closing(FolderLock(run_path)), new_folder(path, overwrite=options.overwrite) as folder:
+        info = _write(source, folder, options, reporter)
+    seconds = time.monotonic() - start_s
+    arrays = format_.open_features(path).sections
+    quality = {name: Quality.of_sections(arrays, codes) for name, codes in format_.SPLIT_CODES.items()}
+    return EncodeResult(
+        features_path=path,
+        n_rows=info.n_encoded,
+        d_sae=info.d_sae,
+        nnz=info.nnz,
+        mean_l0=info.nnz / info.n_encoded,
+        predicted_bytes=predicted,
+        written_bytes=sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
+        quality={name: q for name, q in quality.items() if q is not None},
+        seconds=seconds,
+        rows_per_s=info.n_encoded / seconds,
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is encoded, with what."""
+
+    sae: "SparseAutoencoder"
+    sae_sha256: str
+    store: ActivationStore
+    array: ActivationArray
+    is_training_store: bool
+    splits: RowSplits
+    start: int
+    """First position."""
+    stop: int
+    """Position after the last."""
+
+
+def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
+    from ..train.run_dir import open_run
+
+    run = open_run(run_path)
+    store = open_store(run.store_path if options.store is None else options.store)
+    array = store.activations(run.site)
+    is_training_store = store.fingerprint == run.store_fingerprint
+    what = f"{store.path} does not fit the SAE of {run_path}"
+    if options.store is None and not is_training_store:
+        raise StoreError(
+            f"{what}: its fingerprint is {store.fingerprint}, that of the store it was trained on is "
+            f"{run.store_fingerprint}. To encode another store of the same site, name it with --store."
+        )
+    Provenance.from_json(run.provenance).require_same_space(store.provenance, what)
+    if not is_training_store and options.split != "all":
+        raise ValueError(
+            f"split must be all for {store.path}: the run was trained on another store, so that none of its rows is "
+            f"a training row; got {options.split!r}"
+        )
+    sae = run.load_sae(_device(options.device))
+    if sae.d_in != array.d_in:
+        raise StoreError(f"{what}: d_in is {sae.d_in} there and {array.d_in} here.")
+    start, stop = store.split(options.split)
+    stop = stop if options.rows is None else min(stop, start + options.rows)
+    if start == stop:
+        raise StoreError(f"{store.path} has no rows in the split {options.split!r}.")
+    return _Source(
+        sae=sae,
+        sae_sha256=hashlib.sha256((run_path / "sae.safetensors").read_bytes()).hexdigest(),
+        store=store,
+        array=array,
+        is_training_store=is_training_store,
+        splits=RowSplits(store, start, stop, is_training_store=is_training_store),
+        start=start,
+        stop=stop,
+    )
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:<n>; got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r}: torch sees no GPU here; leave it at auto or give cpu")
+    return device
+
+
+def _predict_bytes(source: _Source, options: EncodeOptions) -> int:
+    """Size of the features, before compression, from a sample of rows spread over what is to be encoded."""
+    n = source.stop - source.start
+    runs = min(_SAMPLE_RUNS, -(-n // _SAMPLE_RUN_ROWS))
+    length = min(_SAMPLE_RUN_ROWS, n // runs)
+    starts = source.start + np.arange(runs) * (n // runs)
+    sample = np.empty((runs * length, source.array.d_in), source.array.stored_dtype)
+    source.array.read_runs(starts, np.full(runs, length), sample)
+    block = encode_block(source.sae, source.array, sample, tile_features=options.tile_features)
+    nnz = len(block.index) / len(sample) * n
+    return int(2 * _ENTRY_BYTES * nnz + _ROW_BYTES * source.store.n_rows + 8 * source.sae.d_sae)
+
+
+def _check_size(predicted: int, path: Path, options: EncodeOptions, reporter: Reporter) -> None:
+    reporter.say(f"{path} will take at most about {format_bytes(predicted)}")
+    limit = int(options.size_limit_gb * 1e9)
+    if predicted > limit and not options.force:
+        raise StoreError(
+            f"{path} would take about {format_bytes(predicted)}, more than the limit of {format_bytes(limit)}: "
+            "encode fewer rows with --rows, or give --force."
+        )
+    # Entries lie on disk once more, as records, while they are turned to features.
+    needed = predicted + int(predicted / (2 * _ENTRY_BYTES) * _DEALT_BYTES)
+    free = free_bytes(path)
+    if needed > free:
+        raise StoreError(
+            f"{path} needs up to {format_bytes(needed)} of disk while it is written and {format_bytes(free)} are free: "
+            "encode fewer rows with --rows, or make room."
+        )
+
+
+def _write(source: _Source, folder: Path, options: EncodeOptions, reporter: Reporter) -> FeaturesInfo:
+    import zarr
+
+    group = zarr.open_group(str(folder), mode="w", zarr_format=3)
+    n_active = np.zeros(source.sae.d_sae, np.int64)
+    sections = _write_rows(source, group, n_active, options, reporter)
+    by_split = {code: sum(s.n for s in sections if s.split == code) for code in format_.SPLIT_CODES["all"]}
+    store, splits = source.store, source.splits
+    info = FeaturesInfo(
+        n_rows=store.n_rows,
+        n_encoded=sum(by_split.values()),
+        n_train=by_split[format_.TRAIN],
+        n_held_out=by_split[format_.HELD_OUT],
+        n_unreadable=store.n_rows - store.n_valid,
+        nnz=int(n_active.sum()),
+        d_in=source.sae.d_in,
+        d_sae=source.sae.d_sae,
+        split=options.split,
+        row_start=splits.row_start,
+        row_stop=splits.row_stop,
+        held_out_start=splits.held_out_start,
+        store=str(store.path.absolute()),
+        store_fingerprint=store.fingerprint,
+        is_training_store=source.is_training_store,
+        site=source.array.site.path,
+        sae_sha256=source.sae_sha256,
+        thresher=__version__,
+    )
+    write_sections(group, sections)
+    with reporter.task("sorting by feature", info.nnz, "entries") as task:
+        write_by_feature(group, folder, n_active, info.n_rows, format_.read_entries(group, info), task)
+    group.attrs.update(info.to_attributes())  # last: what has these is whole
+    return info
+
+
+def _write_rows(
+    source: _Source, group: Any, n_active: NDArray[np.int64], options: EncodeOptions, reporter: Reporter
+) -> list[SectionSums]:
+    """Write every array that goes by rows; count each feature's entries into `n_active`."""
+    columns, store = RowColumns(group), source.store
+    sections: list[SectionSums] = []
+    rows_at_once = section_rows(store.n_rows)
+    with reporter.task("encoding", source.stop - source.start, "rows") as task:
+        for first in range(0, store.n_rows, rows_at_once):
+            last = min(first + rows_at_once, store.n_rows)
+            sums = {code: SectionSums.zero(code, first, last, source.sae.d_in) for code in format_.SPLIT_CODES["all"]}
+            for start in range(first, last, options.block_rows):
+                stop = min(start + options.block_rows, last)
+                split = source.splits.codes(start, stop)
+                encoded = np.flatnonzero(split)
+                block = None
+                if len(encoded):
+                    rows = source.array.read(start, stop)
+                    block = encode_block(
+                        source.sae,
+                        source.array,
+                        rows if len(encoded) == len(rows) else rows[encoded],
+                        tile_features=options.tile_features,
+                    )
+                    n_active += np.bincount(block.index, minlength=len(n_active))
+                    _add_to_sections(sums, split[encoded], block)
+                columns.append(split, store.labels(start, stop), block)
+                task.advance(len(encoded))
+            sections += [s for s in sums.values() if s.n]
+    columns.close()
+    return sections
+
+
+def _add_to_sections(sums: dict[int, SectionSums], split: NDArray[np.uint8], block: EncodedBlock) -> None:
+    for code in np.unique(split).tolist():
+        of = split == code
+        rows = slice(None) if of.all() else of
+        sums[code].add(block.x[rows], block.norm[rows], block.sse[rows], block.l1[rows])

@@ -1,0 +1,121 @@
+"""Where Dask computes: threads of this process, local worker processes, or a cluster that is already there."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+_CONNECT_TIMEOUT_S = 20.0
+
+
+class Compute(Protocol):
+    """A place to compute Dask graphs."""
+
+    description: str
+    """`threads of this process`, `2 local processes`, `the cluster at tcp://...`."""
+
+    def run(self, root: Any, leaves: Sequence[Any], on_leaf: Callable[[], None]) -> Any:
+        """Compute the delayed `root`; call `on_leaf` as each of the delayed `leaves` below it is done."""
+
+
+@contextmanager
+def open_compute(*, workers: int | None = None, scheduler: str | None = None) -> Iterator[Compute]:
+    """Open a place to compute and close what it started.
+
+    Parameters
+    ----------
+    workers
+        Start this many local processes, on loopback only. They are spawned: a script that calls this guards its entry
+        point with `if __name__ == "__main__"`.
+    scheduler
+        Join the cluster at this address instead. It is left running.
+
+    Raises
+    ------
+    ConnectionError
+        When nothing answers at `scheduler`.
+    """
+    if scheduler is not None:
+        with _joined(scheduler) as client:
+            yield _ClientCompute(client, f"the cluster at {scheduler}")
+    elif workers is not None:
+        with _local_cluster(workers) as client:
+            yield _ClientCompute(client, f"{workers} local process{'es' if workers > 1 else ''}")
+    else:
+        yield _ThreadCompute()
+
+
+class _ThreadCompute:
+    description = "threads of this process"
+
+    def run(self, root: Any, leaves: Sequence[Any], on_leaf: Callable[[], None]) -> Any:
+        from dask.callbacks import Callback
+
+        keys = {leaf.key for leaf in leaves}
+
+        def after(key: Any, _result: object, _graph: object, _state: object, _worker: object) -> None:
+            if key in keys:
+                on_leaf()
+
+        with Callback(posttask=after):
+            return root.compute(scheduler="threads", optimize_graph=False)
+
+
+class _ClientCompute:
+    def __init__(self, client: Any, description: str) -> None:
+        self._client, self.description = client, description
+
+    def run(self, root: Any, leaves: Sequence[Any], on_leaf: Callable[[], None]) -> Any:
+        from distributed import as_completed
+
+        futures = self._client.compute([root, *leaves], optimize_graph=False)
+        result, *done = futures
+        del futures
+        # Each leaf is let go as it is done: the merges hold what they still need, so a worker's memory does not grow
+        # with the number of ranges.
+        waiting = as_completed(done)
+        del done
+        for future in waiting:
+            future.release()
+            on_leaf()
+        return result.result()
+
+
+@contextmanager
+def _local_cluster(workers: int) -> Iterator[Any]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    with (
+        tempfile.TemporaryDirectory(prefix="thresher-dask-") as folder,
+        # The default limits restart a worker at a share of the machine's memory that other users' jobs may have taken.
+        dask.config.set({"distributed.worker.memory.terminate": False, "distributed.worker.memory.pause": False}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            worker_dashboard_address=None,
+            silence_logs=logging.ERROR,
+            local_directory=folder,
+        ) as cluster,
+        Client(cluster, timeout=_CONNECT_TIMEOUT_S) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[Any]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
+    except OSError as error:
+        raise ConnectionError(
+            f"no Dask scheduler answers at {address} ({error}). Start one with `dask scheduler`, "
+            "or leave the option out."
+        ) from error
+    with client:
+        yield client

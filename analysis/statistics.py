@@ -1,0 +1,269 @@
+"""Per-feature statistics over stored row ranges, computed by Dask as a tree of mergeable totals."""
+
+import itertools
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..progress import Reporter
+from ..store.errors import StoreError
+from .entropy import label_entropy
+from .features import open_features
+from .scheduler import Compute
+from .totals import FeatureTotals, merge_totals
+
+_MERGE_AT_ONCE = 4  # totals of 65,536 features are 24 MB: a merge holds five
+
+
+@dataclass(frozen=True, kw_only=True)
+class L0Summary:
+    """Distribution of the number of features above a threshold on a row."""
+
+    mean: float
+    median: float
+    p99: float
+    max: int
+
+    @classmethod
+    def of_counts(cls, counts: NDArray[np.int64]) -> "L0Summary":
+        """Summarise a histogram of L0: `counts[i]` rows with exactly i features. Quantiles interpolate as numpy's."""
+        n = int(counts.sum())
+        if n == 0:
+            return cls(mean=float("nan"), median=float("nan"), p99=float("nan"), max=0)
+        return cls(
+            mean=int(counts @ np.arange(len(counts))) / n,
+            median=_quantile(counts, 0.5),
+            p99=_quantile(counts, 0.99),
+            max=int(np.flatnonzero(counts)[-1]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureStatistics:
+    """Every per-feature number of one set of rows, with the definitions of the glossary."""
+
+    k: int
+    """Largest values kept per feature."""
+    min_labelled: int
+    """Label entropy is undefined below this many firing labelled rows among the k."""
+    n_rows: int
+    """Valid rows counted."""
+    n_invalid: int
+    """Rows passed over: unreadable images, rows with NaN."""
+    n_labelled_rows: int
+    """Valid rows with a label."""
+    n_active: NDArray[np.uint64]
+    """`(d_sae,)`: rows on which the feature is > 0. Density is n_active / n_rows; dead features have 0."""
+    sum: NDArray[np.float64]
+    """`(d_sae,)`: sum of the values."""
+    max: NDArray[np.float32]
+    """`(d_sae,)`: largest value, 0 for a dead feature."""
+    mean_top: NDArray[np.float32]
+    """`(d_sae,)`: mean of the up to k largest positive values, NaN for a dead feature."""
+    n_pos: NDArray[np.uint16]
+    """`(d_sae,)`: how many values that mean is over."""
+    label_entropy: NDArray[np.float32]
+    """`(d_sae,)`: nats, NaN where undefined."""
+    n_labelled: NDArray[np.uint16]
+    """`(d_sae,)`: firing labelled rows that the entropy is over."""
+    top_row: NDArray[np.int64]
+    """`(d_sae, k)`: rows of the largest values, the lower first among equals; -1 unfilled."""
+    top_value: NDArray[np.float32]
+    """`(d_sae, k)`: those values, falling; 0 unfilled."""
+    top_label: NDArray[np.int32]
+    """`(d_sae, k)`: those rows' labels, -1 none."""
+    l0_counts: NDArray[np.int64]
+    """Rows with exactly i features > 0."""
+    l0_above_counts: NDArray[np.int64]
+    """Rows with exactly i features > 0.1."""
+    max_l0_row: int
+    """The first row with the largest L0; -1 when there is no valid row."""
+    workers: frozenset[str]
+    """Processes that computed a part."""
+
+    @classmethod
+    def of_totals(cls, totals: FeatureTotals, *, min_labelled: int) -> "FeatureStatistics":
+        """Finish the totals of all ranges."""
+        n_pos = (totals.top_value > 0).sum(axis=1)
+        top_sum = totals.top_value.sum(axis=1, dtype=np.float64)
+        mean_top = np.divide(top_sum, n_pos, out=np.full(totals.d_sae, np.nan), where=n_pos > 0)
+        entropy, n_labelled = label_entropy(totals.top_value, totals.top_label, min_labelled=min_labelled)
+        return cls(
+            k=totals.k,
+            min_labelled=min_labelled,
+            n_rows=totals.n_rows,
+            n_invalid=totals.n_invalid,
+            n_labelled_rows=totals.n_labelled,
+            n_active=totals.n_active.astype(np.uint64),
+            sum=totals.sum,
+            max=totals.top_value[:, 0].copy(),
+            mean_top=mean_top.astype(np.float32),
+            n_pos=n_pos.astype(np.uint16),
+            label_entropy=entropy,
+            n_labelled=n_labelled,
+            top_row=totals.top_row,
+            top_value=totals.top_value,
+            top_label=totals.top_label,
+            l0_counts=totals.l0_counts,
+            l0_above_counts=totals.l0_above_counts,
+            max_l0_row=totals.max_l0_row,
+            workers=totals.workers,
+        )
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return len(self.n_active)
+
+    @property
+    def density(self) -> NDArray[np.float64]:
+        """`(d_sae,)`: share of rows on which the feature is > 0; NaN when there is no valid row."""
+        if self.n_rows == 0:
+            return np.full(self.d_sae, np.nan)
+        return self.n_active / self.n_rows
+
+    @property
+    def is_alive(self) -> NDArray[np.bool_]:
+        """`(d_sae,)`: whether the feature fires on any of the rows."""
+        return self.n_active > 0
+
+    @property
+    def l0(self) -> L0Summary:
+        """Number of features > 0 on a row."""
+        return L0Summary.of_counts(self.l0_counts)
+
+    @property
+    def l0_above(self) -> L0Summary:
+        """Number of features > 0.1 on a row."""
+        return L0Summary.of_counts(self.l0_above_counts)
+
+
+def sparse_totals(
+    features_path: str, start: int, stop: int, *, k: int, task_bytes: int, compute: Compute, reporter: Reporter
+) -> FeatureTotals:
+    """Totals of the physical rows `[start, stop)` of stored feature activations.
+
+    One task a range of rows of some `task_bytes`; each opens the features itself, so that the graph carries numbers
+    only and workers on other machines need the path alone.
+    """
+    from dask import delayed
+
+    features = open_features(features_path)
+    leaves = [
+        delayed(_range_totals, pure=False)(features_path, first, last, k)
+        for first, last in features.ranges(start, stop, task_bytes)
+    ]
+    if not leaves:
+        return FeatureTotals.zero(features.d_sae, k)
+    return _reduce(leaves, compute, reporter, f"counting {stop - start:,} rows on {compute.description}")
+
+
+def _range_totals(features_path: str, start: int, stop: int, k: int) -> FeatureTotals:
+    features = open_features(features_path)
+    totals = FeatureTotals.zero(features.d_sae, k)
+    for block in features.blocks(start, stop):
+        totals.add(block.start, block.indptr, block.index, block.value, labels=block.labels, valid=block.valid)
+    return totals
+
+
+def dense_totals(
+    matrix_path: str, *, labels_path: str | None, k: int, task_bytes: int, compute: Compute, reporter: Reporter
+) -> FeatureTotals:
+    """Totals of a dense `(n_rows, d_sae)` zarr matrix of feature activations, read through `dask.array.from_zarr`.
+
+    Values are compared as float32; those <= 0 do not fire. A row with a value that is not finite counts as invalid.
+
+    Raises
+    ------
+    StoreError
+        When the matrix or the labels cannot be opened, or do not fit each other.
+    """
+    import dask.array as da
+    from dask import delayed
+
+    n_rows, d_sae = _dense_shape(matrix_path)
+    if labels_path is not None:
+        _open_labels(labels_path, n_rows)
+    rows = max(1, min(n_rows, task_bytes // (4 * max(d_sae, 1))))
+    matrix = da.from_zarr(matrix_path).rechunk((rows, d_sae))
+    blocks = matrix.to_delayed()[:, 0]
+    leaves = [
+        delayed(_dense_range_totals, pure=False)(block, i * rows, labels_path, n_rows, k)
+        for i, block in enumerate(blocks)
+    ]
+    if not leaves:
+        return FeatureTotals.zero(d_sae, k)
+    return _reduce(leaves, compute, reporter, f"counting {n_rows:,} dense rows on {compute.description}")
+
+
+def _dense_range_totals(block: Any, start: int, labels_path: str | None, n_rows: int, k: int) -> FeatureTotals:
+    n, d_sae = block.shape
+    totals = FeatureTotals.zero(d_sae, k)
+    labels = np.full(n, -1) if labels_path is None else _open_labels(labels_path, n_rows)[start : start + n]
+    step = max(1, (1 << 22) // max(d_sae, 1))  # rows whose float32 copy and mask are held at a time: 20 MB
+    for first in range(0, n, step):
+        values = np.asarray(block[first : first + step], np.float32)
+        valid = np.isfinite(values).all(axis=1)
+        fires = (values > 0) & valid[:, None]
+        row, index = np.nonzero(fires)
+        indptr = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=len(values)))))
+        totals.add(start + first, indptr, index, values[fires], labels=labels[first : first + step], valid=valid)
+    return totals
+
+
+def _dense_shape(matrix_path: str) -> tuple[int, int]:
+    import zarr
+
+    try:
+        array = zarr.open_array(matrix_path, mode="r")
+    except (FileNotFoundError, KeyError, ValueError, TypeError) as error:
+        raise StoreError(f"{matrix_path} is not a zarr array of feature activations: {error}") from error
+    if array.ndim != 2:
+        raise StoreError(f"{matrix_path} has shape {array.shape}; a matrix of (rows, features) is wanted")
+    if array.dtype.kind not in "fiu":
+        raise StoreError(f"{matrix_path} holds {array.dtype}; numbers are wanted")
+    return int(array.shape[0]), int(array.shape[1])
+
+
+def _open_labels(labels_path: str, n_rows: int) -> NDArray[Any]:
+    try:
+        labels = np.load(labels_path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise StoreError(f"{labels_path} is not a .npy file of integers: {error}") from error
+    if labels.shape != (n_rows,) or labels.dtype.kind not in "iu":
+        raise StoreError(
+            f"{labels_path} holds {labels.dtype} of shape {labels.shape}; one integer a row, "
+            f"shape ({n_rows},), is wanted"
+        )
+    return labels
+
+
+def _reduce(leaves: Sequence[Any], compute: Compute, reporter: Reporter, name: str) -> FeatureTotals:
+    """Compute the leaves and merge them as a tree."""
+    from dask import delayed
+
+    run = uuid.uuid4().hex  # a cluster that outlives this run must not take these tasks for earlier ones
+    level, depth = list(leaves), itertools.count()
+    while len(level) > 1:
+        d = next(depth)
+        level = [
+            delayed(merge_totals, pure=False)(
+                level[i : i + _MERGE_AT_ONCE], dask_key_name=f"merge-{run}-{d}-{i // _MERGE_AT_ONCE}"
+            )
+            for i in range(0, len(level), _MERGE_AT_ONCE)
+        ]
+    with reporter.task(name, len(leaves), "ranges") as task:
+        return compute.run(level[0], leaves, lambda: task.advance(1))
+
+
+def _quantile(counts: NDArray[np.int64], q: float) -> float:
+    """Quantile of integers given as a histogram, interpolated linearly between order statistics (numpy's default)."""
+    cumulative = np.cumsum(counts)
+    place = (int(cumulative[-1]) - 1) * q
+    low, high = int(np.floor(place)), int(np.ceil(place))
+    at = [int(np.searchsorted(cumulative, i, side="right")) for i in (low, high)]
+    return at[0] + (at[1] - at[0]) * (place - low)

@@ -1,0 +1,226 @@
+"""Feature activations of a store, against dense float64 matrices."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import zarr
+from thresher.analysis.encode import encode
+from thresher.analysis.features import open_features
+from thresher.analysis.options import EncodeOptions
+from thresher.store.errors import StoreError, UnfinishedStoreError
+from thresher.store.reader import open_store
+
+
+def _to_dense(features) -> np.ndarray:
+    indptr, index, value = features.rows(0, features.n_rows)
+    f = np.zeros((features.n_rows, features.d_sae))
+    f[np.repeat(np.arange(features.n_rows), np.diff(indptr)), index] = value
+    return f
+
+
+def _by_feature_to_dense(features) -> np.ndarray:
+    f = np.zeros((features.n_rows, features.d_sae))
+    for k in range(features.d_sae):
+        rows, value = features.feature(k)
+        assert (np.diff(rows) > 0).all()
+        f[rows, k] = value
+    return f
+
+
+@pytest.mark.parametrize("k", [None, 5])
+@pytest.mark.parametrize("block_rows", [1, 37, 4096])
+def test_stored_activations_equal_the_dense_encoder(make_store, make_run, dense, k, block_rows):
+    run = make_run(make_store(n=300, invalid=(0, 5, 64, 299)).path, k=k)
+    encode(run.path, EncodeOptions(block_rows=block_rows, tile_features=7))
+    expected = dense(run)
+    valid = np.isfinite(expected["x"]).all(axis=1)
+    features = open_features(run.path)
+    assert features.row_numbers("valid", 0, 300).tolist() == valid.tolist()
+    np.testing.assert_allclose(_to_dense(features), np.where(valid[:, None], expected["f"], 0), atol=1e-5)
+    np.testing.assert_array_equal(_by_feature_to_dense(features), _to_dense(features))
+    error = ((expected["x_hat"] - expected["x"]) ** 2).sum(axis=1)
+    norm = np.linalg.norm(expected["x"], axis=1)
+    cosine = (expected["x"] * expected["x_hat"]).sum(axis=1) / norm / np.linalg.norm(expected["x_hat"], axis=1)
+    np.testing.assert_allclose(features.row_numbers("sse", 0, 300), error, rtol=1e-5)
+    np.testing.assert_allclose(features.row_numbers("x_norm", 0, 300), norm, rtol=1e-6)
+    np.testing.assert_allclose(features.row_numbers("cosine", 0, 300), cosine, atol=1e-5)
+
+
+def test_any_zarr_reader_finds_the_arrays_and_their_types(make_store, make_run):
+    run = make_run(make_store().path)
+    encode(run.path)
+    group = zarr.open_group(str(run.path / "features.zarr"), mode="r")
+    assert {name: str(group[name].dtype) for name in ("indptr", "index", "value")} == {
+        "indptr": "uint64",
+        "index": "uint32",
+        "value": "float32",
+    }
+    assert group["indptr"].shape == (301,)
+    assert group["by_feature/indptr"].shape == (25,)
+    assert int(group["indptr"][-1]) == int(group["by_feature/indptr"][-1]) == group["index"].shape[0]
+    assert group.attrs["complete"] is True
+
+
+@pytest.mark.parametrize("order", ["random", "source"])
+@pytest.mark.parametrize("split", ["train", "heldout", "all"])
+def test_quality_of_each_split_equals_a_float64_reference(make_store, make_run, dense, order, split):
+    run = make_run(make_store(n=300, invalid=(7, 8, 298), order=order).path)
+    result = encode(run.path)
+    store = open_store(run.store_path)
+    rows = store.rows_of(np.arange(*store.split(split)))
+    expected = dense(run)
+    x, f, x_hat = (expected[name][rows] for name in ("x", "f", "x_hat"))
+    error, norm = (x_hat - x) ** 2, np.linalg.norm(x, axis=1, keepdims=True)
+    quality = result.quality[split]
+    assert quality.n_rows == len(rows)
+    assert quality.mse == pytest.approx(error.mean(), rel=1e-6)
+    assert quality.normalized_mse == pytest.approx((error / norm).mean(), rel=1e-6)
+    assert quality.explained_energy == pytest.approx((1 - error.sum(1) / norm[:, 0] ** 2).mean(), abs=1e-6)
+    assert quality.l1 == pytest.approx(f.sum(1).mean(), rel=1e-6)
+    sst = ((x - x.mean(0)) ** 2).sum()
+    assert quality.explained_variance == pytest.approx(1 - error.sum() / sst, abs=1e-6)
+
+
+def test_the_quality_does_not_depend_on_the_block_size(make_store, make_run):
+    run = make_run(make_store().path)
+    results = [encode(run.path, EncodeOptions(block_rows=n, overwrite=True)).quality for n in (1, 50, 4096)]
+    for other in results[1:]:
+        for split, quality in other.items():
+            for name in ("mse", "normalized_mse", "explained_variance", "explained_energy", "l1"):
+                assert getattr(quality, name) == pytest.approx(getattr(results[0][split], name), rel=1e-5)
+
+
+@pytest.mark.parametrize("order", ["random", "source"])
+def test_a_split_and_a_number_of_rows_encode_those_rows_only(make_store, make_run, order):
+    run = make_run(make_store(n=300, invalid=(10,), order=order).path)
+    store = open_store(run.store_path)
+    for options, positions in (
+        (EncodeOptions(split="heldout"), range(*store.split("heldout"))),
+        (EncodeOptions(split="train", rows=50), range(50)),
+        (EncodeOptions(rows=1), range(1)),
+    ):
+        result = encode(run.path, replace(options, overwrite=True))
+        features = open_features(run.path)
+        valid = features.row_numbers("valid", 0, 300)
+        assert np.flatnonzero(valid).tolist() == sorted(store.rows_of(np.array(positions)).tolist())
+        assert result.n_rows == len(positions)
+        assert not np.diff(features.rows(0, 300)[0])[~valid].any()
+
+
+def test_labels_and_splits_lie_beside_the_rows(make_store, make_run):
+    run = make_run(make_store(n=300, invalid=(10,), unlabelled=(3, 4)).path)
+    encode(run.path)
+    store, features = open_store(run.store_path), open_features(run.path)
+    np.testing.assert_array_equal(features.row_numbers("label", 0, 300), store.labels(0, 300))
+    split = features.row_numbers("split", 0, 300)
+    held_out = store.rows_of(np.arange(*store.split("heldout")))
+    assert np.flatnonzero(split == 2).tolist() == held_out.tolist()
+    assert split[10] == 0
+    assert (features.info.n_train, features.info.n_held_out, features.info.n_unreadable) == (296, 3, 1)
+
+
+def test_another_store_of_the_same_site_is_encoded_but_has_no_training_rows(make_store, make_run):
+    run = make_run(make_store().path)
+    other = make_store(n=100, name="validation.zarr", seed=5)
+    with pytest.raises(ValueError, match="split must be all"):
+        encode(run.path, EncodeOptions(store=str(other.path), split="heldout"))
+    result = encode(run.path, EncodeOptions(store=str(other.path)))
+    assert result.n_rows == 100
+    assert set(result.quality) == {"all"}
+    with pytest.raises(StoreError, match="not the store that the SAE was trained on"):
+        open_features(run.path).row_range("heldout")
+
+
+def test_a_store_that_was_replaced_is_refused_by_its_fingerprint(make_store, make_run, tmp_path):
+    first, second = make_store(), make_store(n=100, name="other.zarr", seed=5)
+    run = make_run(first.path)
+    first.path.rename(tmp_path / "moved")
+    second.path.rename(first.path)
+    with pytest.raises(StoreError, match="fingerprint"):
+        encode(run.path)
+
+
+def test_a_store_of_another_width_is_refused_by_the_field(make_store, make_run):
+    run = make_run(make_store().path)
+    other = make_store(d=9, name="wide.zarr")
+    with pytest.raises(StoreError, match="width is 8 there and 9 here"):
+        encode(run.path, EncodeOptions(store=str(other.path)))
+
+
+def test_features_past_the_limit_need_force(make_store, make_run):
+    run = make_run(make_store().path)
+    tight = EncodeOptions(size_limit_gb=1e-6)
+    with pytest.raises(StoreError, match="--force"):
+        encode(run.path, tight)
+    assert not (run.path / "features.zarr").exists()
+    result = encode(run.path, replace(tight, force=True))
+    assert result.predicted_bytes > 1000
+
+
+def test_the_predicted_number_of_entries_is_close(make_store, make_run):
+    run = make_run(make_store(n=3000).path)
+    result = encode(run.path)
+    per_row = (result.predicted_bytes - 8 * 24) / 3000 - 26
+    assert per_row / 16 == pytest.approx(result.mean_l0, rel=0.05)
+
+
+def test_existing_features_are_kept_without_overwrite(make_store, make_run):
+    run = make_run(make_store().path)
+    encode(run.path)
+    with pytest.raises(StoreError, match="--overwrite"):
+        encode(run.path)
+    encode(run.path, EncodeOptions(rows=5, overwrite=True))
+    assert open_features(run.path).info.n_encoded == 5
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.json", "features.zarr", "sae.safetensors"]
+
+
+def test_an_interrupted_encode_leaves_nothing_and_keeps_the_old(make_store, make_run, monkeypatch):
+    run = make_run(make_store().path)
+    encode(run.path, EncodeOptions(rows=5))
+
+    def stop(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thresher.analysis.encode.write_by_feature", stop)
+    with pytest.raises(KeyboardInterrupt):
+        encode(run.path, EncodeOptions(overwrite=True))
+    assert open_features(run.path).info.n_encoded == 5
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.json", "features.zarr", "sae.safetensors"]
+
+
+def test_features_without_the_mark_of_completeness_are_refused(make_store, make_run):
+    run = make_run(make_store().path)
+    encode(run.path)
+    group = zarr.open_group(str(run.path / "features.zarr"), mode="r+")
+    group.attrs["complete"] = False
+    with pytest.raises(UnfinishedStoreError, match="not written to the end"):
+        open_features(run.path)
+
+
+@pytest.mark.parametrize("make", ["nothing", "empty", "another group"])
+def test_what_is_no_features_is_refused_in_one_line(tmp_path, make):
+    path = tmp_path / "features.zarr"
+    if make == "empty":
+        path.mkdir()
+    if make == "another group":
+        zarr.open_group(str(path), mode="w")
+    with pytest.raises(StoreError, match="feature activations"):
+        open_features(tmp_path if make == "another group" else path)
+
+
+def test_a_range_outside_the_rows_is_refused(make_store, make_run):
+    run = make_run(make_store().path)
+    encode(run.path)
+    features = open_features(run.path)
+    with pytest.raises(ValueError, match="not within the 300 rows"):
+        features.rows(299, 301)
+    with pytest.raises(ValueError, match="feature 24 is not one of the 24"):
+        features.feature(24)
+
+
+def test_a_run_without_weights_is_refused(make_store, make_run):
+    run = make_run(make_store().path)
+    (run.path / "sae.safetensors").unlink()
+    with pytest.raises(StoreError, match="did not finish"):
+        encode(run.path)
