@@ -116,7 +116,7 @@ class ChunkReader:
             return
         descriptor = self._file(chunk)
         try:
-            got = os.preadv(descriptor, [memoryview(out).cast("B")], first * self.row_bytes)
+            got = os.preadv(descriptor, [out.data.cast("B")], first * self.row_bytes)
         finally:
             if chunk not in self._files:
                 os.close(descriptor)

@@ -24,7 +24,7 @@ class ChunkCodec:
     def encode(self, chunk: NDArray[Any]) -> bytes | memoryview:
         """The bytes of a chunk, without the checksum."""
         if self.name == "none":
-            return memoryview(np.ascontiguousarray(chunk)).cast("B")
+            return np.ascontiguousarray(chunk).data.cast("B")
         if self.name == "zstd":
             return bytes(Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(chunk)))
         return bytes(

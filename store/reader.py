@@ -266,11 +266,11 @@ class ActivationArray:
         shape = (int(np.sum(lengths)), self.d_in)
         if out.dtype != self.stored_dtype or out.shape != shape:
             raise ValueError(f"out must be {shape} of {self.stored_dtype}, not {out.shape} of {out.dtype}")
-        starts, lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
+        run_starts, run_lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
         if self.store.row_order == "source" or len(self.store.invalid_rows):
-            starts, lengths = self._row_runs(starts, lengths)
+            run_starts, run_lengths = self._row_runs(run_starts, run_lengths)
         filled = 0
-        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        for start, length in zip(run_starts.tolist(), run_lengths.tolist(), strict=True):
             self._chunks.read_into(start, out[filled : filled + length])
             filled += length
 

@@ -11,6 +11,7 @@ _ROW_ORDER = 1  # first word of a key: orders made for different ends differ und
 _PASS_ORDER = 2
 _PASS_OFFSET = 3
 _POSITION_ORDER = 4
+_GOLDEN = 0.6180339887498949
 
 
 class Permutation:
@@ -25,7 +26,7 @@ class Permutation:
         if n < 1:
             raise ValueError(f"a permutation needs at least one element, not {n}")
         self.n = n
-        half_bits = max(4, -(-(n - 1).bit_length() // 2))  # 4: small domains still mix; walking 256 cells costs nothing
+        half_bits = max(2, -(-(n - 1).bit_length() // 2))  # 2: the smallest network that mixes (a test counts)
         self._half_bits = np.uint64(half_bits)
         self._mask = np.uint64((1 << half_bits) - 1)
         self._keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
@@ -130,7 +131,10 @@ class EpochOrder:
 
     def _open_pass(self, number: int) -> tuple[int, Permutation]:
         if self._pass is None or self._pass[0] != number:
-            offset = int(np.random.SeedSequence((_PASS_OFFSET, self.seed, number)).generate_state(1, np.uint64)[0])
-            order = Permutation(max(1, self.n_rows // self.run_length), _PASS_ORDER, self.seed, number)
-            self._pass = (number, offset % self.n_rows, order)
+            r = self.run_length
+            place = int(np.random.SeedSequence((_PASS_OFFSET, self.seed, number)).generate_state(1, np.uint64)[0])
+            # Steps of the golden ratio of a run: wherever a run was cut, the next pass cuts it near its middle.
+            offset = (place % self.n_rows // r * r + round(number * _GOLDEN % 1 * r)) % self.n_rows
+            order = Permutation(max(1, self.n_rows // r), _PASS_ORDER, self.seed, number)
+            self._pass = (number, offset, order)
         return self._pass[1], self._pass[2]

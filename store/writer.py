@@ -308,7 +308,7 @@ class StoreWriter:
         offset = np.concatenate(([0], np.cumsum([len(blob) for blob in blobs]))).astype(np.uint64)
         blob = np.frombuffer(b"".join(blobs) or b"\0", np.uint8)
         folder = f"{f.THUMBS}/{chunk}"
-        arrays = {"blob": blob, "offset": offset}
+        arrays: dict[str, NDArray[Any]] = {"blob": blob, "offset": offset}
         documents = {f"{folder}/zarr.json": _group_document({})} | {
             f"{folder}/{name}/zarr.json": _array_document(values.shape, values.shape, values.dtype, 0, "none", {})
             for name, values in arrays.items()
