@@ -1,0 +1,165 @@
+"""Says in words what a store or a run is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..progress import format_bytes
+from ..store import format as f
+from ..store.errors import StoreError
+from ..store.reader import ActivationStore, open_store
+from ..train.run_dir import CONFIG, METRICS, open_run
+
+_CHECKED_ROWS = 4096  # read for the norms: a few megabytes, enough for three digits
+
+
+@dataclass(frozen=True)
+class Description:
+    """A store or a run, as lines of (what, value) and as JSON."""
+
+    title: str
+    lines: list[tuple[str, str]]
+    record: dict[str, Any]
+
+
+def describe(path: str | Path) -> Description:
+    """Describe the store or the run at `path`.
+
+    Raises
+    ------
+    StoreError
+        When there is neither, or the store is unfinished or damaged.
+    """
+    path = Path(path)
+    if (path / CONFIG).exists():
+        return _describe_run(path)
+    if (path / f.GROUP_JSON).exists() or (path / f.CREATING).exists():
+        return _describe_store(open_store(path))
+    what = "does not exist" if not path.exists() else "is neither an activation store nor a run"
+    raise StoreError(f"{path} {what}: give the STORE of a harvest or the RUN of a training.")
+
+
+def _describe_store(store: ActivationStore) -> Description:
+    provenance = store.provenance
+    size = sum(p.stat().st_size for p in store.path.rglob("*") if p.is_file())
+    labels = store.labels(0, store.n_rows)
+    n_labelled = int((labels >= 0).sum())
+    n_classes = len(np.unique(labels[labels >= 0]))
+    order = "seeded random" if store.row_order == "random" else "that of the source"
+    mixing = (
+        "a batch is a fair sample of the images (chi2/df of labels 1.0)"
+        if store.row_order == "random"
+        else "rows are read one by one in random order: fair samples, but slower reads than of a store in random order"
+    )
+    lines = [
+        ("images", f"{provenance.image_source} ({provenance.n_images:,})"),
+        ("rows", f"{store.n_rows:,}, of which {len(store.invalid_rows):,} unreadable; {store.n_held_out:,} held out"),
+        ("labels", f"{n_labelled:,} rows in {n_classes:,} classes{_some_names(store.label_names)}"),
+        ("model", f"{provenance.model}, weights {provenance.pretrained} (sha256 {provenance.weights_sha256[:12]}...)"),
+        ("activation function", "QuickGELU" if provenance.quick_gelu else "GELU"),
+        ("preprocessing", json.dumps(provenance.preprocessing)),
+        ("precision", provenance.precision + _error(provenance.precision_error)),
+        ("row order", f"{order}, seed {store.seed}: {mixing}"),
+        ("chunks", f"{store.n_chunks:,} of {store.rows_per_chunk:,} rows, codec {store.codec}"),
+        ("size", f"{format_bytes(size)}" + (f", thumbnails of {store.thumbnail_px} px" if store.thumbnail_px else "")),
+    ]
+    sites = []
+    for site in store.sites:
+        norms = _norms(store, site)
+        lines.append(
+            (
+                str(site),
+                f"{store.d_in} x {provenance.dtype}; mean norm {norms['mean_norm']:.4g}, norm of the mean "
+                f"{norms['norm_of_mean']:.4g}, deviation {norms['deviation']:.4g} (over {norms['n_rows']:,} rows)",
+            )
+        )
+        sites.append({"site": site.path, **norms})
+    record = {
+        "kind": "store",
+        "path": str(store.path),
+        "n_rows": store.n_rows,
+        "n_valid": store.n_valid,
+        "n_held_out": store.n_held_out,
+        "d_in": store.d_in,
+        "n_labelled": n_labelled,
+        "n_classes": n_classes,
+        "size_bytes": size,
+        "rows_per_chunk": store.rows_per_chunk,
+        "codec": store.codec,
+        "fingerprint": store.fingerprint,
+        "sites": sites,
+        "unreadable": [{"row": u.row, "key": u.key, "reason": u.reason} for u in store.unreadable],
+        "provenance": provenance.to_json(),
+    }
+    return Description(f"Activation store {store.path}", lines, record)
+
+
+def _norms(store: ActivationStore, site: f.Site) -> dict[str, float]:
+    n = min(_CHECKED_ROWS, store.n_valid)
+    if n == 0:
+        return {"n_rows": 0, "mean_norm": float("nan"), "norm_of_mean": float("nan"), "deviation": float("nan")}
+    array = store.activations(site)
+    x = array.tensor(array.read_positions(0, n)).double().numpy()  # (n, d_in)
+    mean = x.mean(axis=0)
+    return {
+        "n_rows": n,
+        "mean_norm": float(np.linalg.norm(x, axis=1).mean()),
+        "norm_of_mean": float(np.linalg.norm(mean)),
+        "deviation": float(np.sqrt(((x - mean) ** 2).sum(axis=1).mean())),
+    }
+
+
+def _some_names(names: list[str] | None) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(names[:3])
+    return f": {shown}, ..." if len(names) > 3 else f": {shown}"
+
+
+def _error(error: dict[str, float] | None) -> str:
+    if not error:
+        return ""
+    return " (" + ", ".join(f"{name} {value:.2g}" for name, value in error.items()) + " against fp32)"
+
+
+def _describe_run(path: Path) -> Description:
+    run = open_run(path)
+    options = run.options
+    last = _last_training_line(path / METRICS)
+    state = "finished" if run.is_finished else f"unfinished: `thresher train {run.store_path} {path} --resume` goes on"
+    what = f"{options.variant}, k {options.k}" if options.variant == "topk" else f"{options.variant}, l1 {options.l1:g}"
+    lines = [
+        ("state", state),
+        ("SAE", f"{what}: d_in {run.d_in:,}, d_sae {run.d_sae:,}, input {options.normalize}"),
+        ("store", f"{run.store_path} ({run.site})"),
+        (
+            "training",
+            f"{options.steps:,} steps of {options.batch_size:,} rows, Adam at {options.lr:g}, seed {options.seed}",
+        ),
+    ]
+    if last:
+        lines.append(("last logged step", ", ".join(f"{name} {_short(last[name])}" for name in last)))
+    present = [name for name in ("features.zarr", "stats.json", "figures", "report.html") if (path / name).exists()]
+    lines.append(("results", ", ".join(present) or f"none yet: `thresher encode {path}`, then `thresher stats {path}`"))
+    record = {"kind": "run", "path": str(path), "finished": run.is_finished, "last": last, **run.config}
+    if (path / "stats.json").exists():
+        stats = json.loads((path / "stats.json").read_text())
+        record["stats"] = stats
+        numbers = [f"{name} {_short(value)}" for name, value in stats.items() if isinstance(value, (int, float))]
+        lines.append(("statistics", ", ".join(numbers)))
+    return Description(f"Run {path}", lines, record)
+
+
+def _last_training_line(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
+    lines = [line for line in lines if "lr" in line]
+    return {name: value for name, value in lines[-1].items() if isinstance(value, (int, float))} if lines else {}
+
+
+def _short(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

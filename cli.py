@@ -1,0 +1,229 @@
+"""The commands: parse, call one function of a room, print, translate errors. No arithmetic."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ._version import __version__
+from .analysis.options import EncodeOptions, StatsOptions
+from .command import edge, given, options_of, to_json
+from .harvest.options import HarvestOptions
+from .progress import ConsoleReporter
+from .train.options import TrainOptions
+
+_PATH = click.Path(path_type=Path)
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
+_quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="thresher")
+def main() -> None:
+    r"""Find the visual concepts inside CLIP vision transformers with sparse autoencoders.
+
+    \b
+    thresher quickstart                          the whole chain on built-in pictures, offline
+    thresher harvest IMAGES STORE                images to activations
+    thresher train STORE RUN                     activations to a sparse autoencoder
+    thresher encode RUN && thresher stats RUN    every number and figure
+
+    Layers are 0-based everywhere: layer 22 is the 23rd block.
+    """
+
+
+@main.command()
+@click.argument("folder", metavar="[DIR]", type=_PATH, default=Path("thresher-quickstart"))
+@click.option("--overwrite", is_flag=True, help="Begin anew where DIR holds an earlier quickstart.")
+@_json
+@_quiet
+@edge
+def quickstart(folder: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
+    r"""Run the whole chain on the built-in pictures with the built-in CLIP model, offline.
+
+    Harvests 20,001 emoji drawings, trains an SAE, encodes, computes; then does the same on an untrained tower and
+    compares what the features know with random ones. Everything is written below DIR.
+
+    \b
+    Example: thresher quickstart
+    """
+    from .analysis.quickstart import QuickstartOptions, format_result
+    from .analysis.quickstart import quickstart as run
+
+    result = run(QuickstartOptions(folder=folder, overwrite=overwrite), ConsoleReporter(quiet=quiet))
+    click.echo(to_json(result) if as_json else format_result(result))
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
+@click.argument("store", type=_PATH)
+@options_of(HarvestOptions)
+@_json
+@_quiet
+@click.pass_context
+@edge
+def harvest(context: click.Context, images: tuple[str, ...], store: Path, as_json: bool, quiet: bool, **_: Any) -> None:
+    r"""Write the activations of a CLIP tower on IMAGES to STORE.
+
+    IMAGES is a folder of class folders (ImageNet's layout), a flat folder, WebDataset tars, a CSV of path,label, or
+    the word `quickstart`. The same command again resumes a harvest that was stopped.
+
+    \b
+    Example: thresher harvest imagenet/train imagenet-l22.zarr --layer 22
+    Example: thresher harvest quickstart emoji.zarr --model quickstart --layer 4
+    """
+    from .harvest.run import format_result
+    from .harvest.run import harvest as run
+
+    options = HarvestOptions(**given(context, HarvestOptions))
+    result = run(options, images, store, ConsoleReporter(quiet=quiet))
+    click.echo(to_json(result) if as_json else format_result(result))
+
+
+@main.command()
+@click.argument("store", type=_PATH)
+@click.argument("run", type=_PATH)
+@options_of(TrainOptions)
+@click.option(
+    "--resume", is_flag=True, help="Go on from the last checkpoint of RUN, with the options it was begun with."
+)
+@_json
+@_quiet
+@click.pass_context
+@edge
+def train(context: click.Context, store: Path, run: Path, resume: bool, as_json: bool, quiet: bool, **_: Any) -> None:
+    r"""Train a sparse autoencoder on the activations in STORE; write everything about it to RUN.
+
+    \b
+    Example: thresher train imagenet-l22.zarr run-1 --recipe post-2024
+    Example: thresher train imagenet-l22.zarr run-2 --k 32 --expansion 16
+    Example: thresher train imagenet-l22.zarr run-1 --resume
+    """
+    from .train.loop import format_result
+    from .train.loop import train as run_training
+    from .train.recipes import resolve_options, resumed_options
+
+    explicit = given(context, TrainOptions)
+    options = resumed_options(run, explicit) if resume else resolve_options(explicit)
+    result = run_training(options, store, run, ConsoleReporter(quiet=quiet), resume=resume)
+    click.echo(to_json(result) if as_json else format_result(result))
+
+
+@main.command()
+@click.argument("run", type=_PATH)
+@options_of(EncodeOptions)
+@_json
+@_quiet
+@click.pass_context
+@edge
+def encode(context: click.Context, run: Path, as_json: bool, quiet: bool, **_: Any) -> None:
+    r"""Write the feature activations of RUN's store, sparse, to RUN/features.zarr.
+
+    \b
+    Example: thresher encode run-1
+    Example: thresher encode run-1 --store imagenet-val-l22.zarr --overwrite
+    """
+    from .analysis.encode import encode as run_encoding
+    from .analysis.encode import format_result
+
+    options = EncodeOptions(**given(context, EncodeOptions))
+    result = run_encoding(run, options, ConsoleReporter(quiet=quiet))
+    click.echo(to_json(result) if as_json else format_result(result))
+
+
+@main.command()
+@click.argument("run", metavar="RUN|MATRIX", type=_PATH)
+@click.argument("out", required=False, type=_PATH)
+@options_of(StatsOptions)
+@_json
+@_quiet
+@click.pass_context
+@edge
+def stats(context: click.Context, run: Path, out: Path | None, as_json: bool, quiet: bool, **_: Any) -> None:
+    r"""Compute the statistics and figures of RUN's features, with Dask.
+
+    In place of a run, a dense (rows, features) zarr array MATRIX may be given; its statistics go to OUT.
+
+    \b
+    Example: thresher stats run-1
+    Example: thresher stats run-1 --workers 4 --feature 17 --feature 42
+    Example: thresher stats matrix.zarr out --labels labels.npy
+    """
+    from .analysis.stats import format_result, stats_of
+
+    options = StatsOptions(**given(context, StatsOptions))
+    result = stats_of(run, out, options, ConsoleReporter(quiet=quiet))
+    click.echo(to_json(result) if as_json else format_result(result))
+
+
+@main.command()
+@click.argument("path", type=_PATH)
+@_json
+@edge
+def info(path: Path, as_json: bool) -> None:
+    r"""Describe the store or the run at PATH.
+
+    \b
+    Example: thresher info imagenet-l22.zarr
+    """
+    from .analysis.describe import describe
+
+    description = describe(path)
+    if as_json:
+        click.echo(to_json(description.record))
+        return
+    click.echo(description.title)
+    _print_table(description.lines)
+
+
+@main.command()
+@click.argument("store", type=_PATH)
+@_json
+@_quiet
+@edge
+def verify(store: Path, as_json: bool, quiet: bool) -> None:
+    r"""Check every byte of STORE against what was committed; exit 1 if any differs.
+
+    \b
+    Example: thresher verify imagenet-l22.zarr
+    """
+    from .progress import format_bytes
+    from .store.verify import verify_store
+
+    report = verify_store(store, ConsoleReporter(quiet=quiet))
+    if as_json:
+        click.echo(to_json(report))
+    else:
+        for problem in report.problems:
+            click.echo(str(problem))
+        for name in report.leftovers:
+            click.echo(f"{name}: belongs to no array; it is never read and may be deleted")
+    summary = f"{report.n_chunks:,} chunks, {format_bytes(report.n_bytes)} read"
+    if report.problems:
+        raise click.ClickException(f"{store} is damaged: {len(report.problems):,} problems; {summary}.")
+    if not as_json:
+        click.echo(f"{store} is whole: {summary}, every checksum as committed.")
+
+
+@main.command()
+@_json
+@edge
+def doctor(as_json: bool) -> None:
+    """Say what this machine has, what will be slow on it, what is impossible."""
+    from .analysis.doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(to_json(findings))
+        return
+    _print_table([(f"{finding.level:8}{finding.what}", finding.detail) for finding in findings])
+
+
+def _print_table(lines: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        click.echo(f"  {name:{width}}  {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""A click command made of an option dataclass, its errors turned into one line and an exit status."""
+
+import functools
+import json
+import os
+import sys
+import tempfile
+import traceback
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+_NOT_GIVEN = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+
+
+def options_of(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a click command an option for each field of an option dataclass, with the field's default and help."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        hints = typing.get_type_hints(cls)
+        for spec in reversed(fields(cls)):
+            function = _click_option(spec, hints[spec.name])(function)
+        return function
+
+    return decorate
+
+
+def given(context: click.Context, cls: type) -> dict[str, Any]:
+    """The fields of an option dataclass that the user gave, by name, in the dataclass's types."""
+    names = [spec.name for spec in fields(cls)]
+    return {
+        name: tuple(value) if isinstance(value, (list, tuple)) else value
+        for name, value in context.params.items()
+        if name in names and context.get_parameter_source(name) not in _NOT_GIVEN
+    }
+
+
+def _click_option(spec: "Field[Any]", hint: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    metadata = spec.metadata
+    flag = metadata["flag"] or f"--{spec.name.replace('_', '-')}"
+    default = spec.default if spec.default is not MISSING else None
+    if spec.default_factory is not MISSING:
+        default = spec.default_factory()
+    plain = _plain_type(hint)
+    extra: dict[str, Any] = {"help": metadata["help"], "metavar": metadata["metavar"]}
+    if plain is bool:
+        return click.option(
+            spec.name, f"{flag}/--no-{flag[2:]}" if default else flag, is_flag=True, default=default, **extra
+        )
+    if typing.get_origin(plain) is tuple:
+        kind, extra["multiple"] = typing.get_args(plain)[0], True
+        default = default or ()
+    else:
+        kind = plain
+    if metadata["choices"]:
+        kind = click.Choice(metadata["choices"])
+    elif kind is Path:
+        kind = click.Path(path_type=Path)
+    return click.option(flag, spec.name, type=kind, default=default, show_default=default not in (None, ()), **extra)
+
+
+def _plain_type(hint: Any) -> Any:
+    """`int` for `int | None`."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
+
+
+def edge(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn the rooms' errors into one line: exit 2 for wrong usage, 1 for everything else. Adds `--debug`."""
+
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @functools.wraps(function)
+    def wrapper(*args: Any, debug: bool, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except click.exceptions.Exit:
+            raise
+        except (click.ClickException, click.Abort):
+            raise
+        except KeyboardInterrupt as interrupt:
+            if debug:
+                traceback.print_exc()
+            raise click.ClickException(str(interrupt) or "stopped by the user.") from None
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            raise _one_line(error) from None
+
+    return wrapper
+
+
+def _one_line(error: Exception) -> click.ClickException:
+    from .store.errors import StoreError
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        return click.UsageError(text, click.get_current_context(silent=True))
+    if isinstance(error, StoreError):
+        return click.ClickException(text)
+    if isinstance(error, OSError):
+        return click.ClickException(_of_system(error))
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return click.ClickException(f"out of memory: take a smaller --batch-size, or another --device. ({text[:200]})")
+    handle, path = tempfile.mkstemp(prefix="thresher-", suffix=".log")
+    with open(handle, "w", encoding="utf-8") as log:
+        log.write(f"{sys.argv}\n")
+        traceback.print_exception(error, file=log)
+    return click.ClickException(f"this is a bug in thresher: {type(error).__name__}: {text} The traceback is in {path}")
+
+
+def _of_system(error: OSError) -> str:
+    name = error.filename if error.filename is None or isinstance(error.filename, str) else os.fsdecode(error.filename)
+    text = error.strerror or str(error)
+    return f"{name}: {text}." if name else f"{text}."
+
+
+def to_json(value: Any) -> str:
+    """A result as one JSON document; NaN becomes null, paths become text."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: _plain(item) for name, item in asdict(value).items()}
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and value != value:
+        return None
+    return value
