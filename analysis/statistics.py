@@ -143,9 +143,17 @@ class FeatureStatistics:
 
 
 def sparse_totals(
-    features_path: str, start: int, stop: int, *, k: int, task_bytes: int, compute: Compute, reporter: Reporter
+    features_path: str,
+    start: int,
+    stop: int,
+    *,
+    split: str,
+    k: int,
+    task_bytes: int,
+    compute: Compute,
+    reporter: Reporter,
 ) -> FeatureTotals:
-    """Totals of the physical rows `[start, stop)` of stored feature activations.
+    """Totals of the rows of a split among the physical rows `[start, stop)` of stored feature activations.
 
     One task a range of rows of some `task_bytes`; each opens the features itself, so that the graph carries numbers
     only and workers on other machines need the path alone.
@@ -154,7 +162,7 @@ def sparse_totals(
 
     features = open_features(features_path)
     leaves = [
-        delayed(_range_totals, pure=False)(features_path, first, last, k)
+        delayed(_range_totals, pure=False)(features_path, first, last, split, k)
         for first, last in features.ranges(start, stop, task_bytes)
     ]
     if not leaves:
@@ -162,10 +170,10 @@ def sparse_totals(
     return _reduce(leaves, compute, reporter, f"counting {stop - start:,} rows on {compute.description}")
 
 
-def _range_totals(features_path: str, start: int, stop: int, k: int) -> FeatureTotals:
+def _range_totals(features_path: str, start: int, stop: int, split: str, k: int) -> FeatureTotals:
     features = open_features(features_path)
     totals = FeatureTotals.zero(features.d_sae, k)
-    for block in features.blocks(start, stop):
+    for block in features.blocks(start, stop, split=split):
         totals.add(block.start, block.indptr, block.index, block.value, labels=block.labels, valid=block.valid)
     return totals
 

@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
+from thresher.analysis.by_feature import write_by_feature
+from thresher.analysis.encoded_block import EncodedBlock
+from thresher.analysis.features import HELD_OUT, NOT_ENCODED, TRAIN, FeaturesInfo, read_entries
+from thresher.analysis.row_columns import RowColumns
+from thresher.progress import Reporter
 from thresher.store.reader import open_store
 from thresher.train.models import ReluSae, SparseAutoencoder, TopKSae
 from thresher.train.options import TrainOptions
@@ -74,3 +80,62 @@ def dense() -> Callable[[MadeRun], dict[str, np.ndarray]]:
         return {"x": x, "f": f, "x_hat": f @ w["W_dec"] + w["b_dec"]}
 
     return compute
+
+
+@pytest.fixture
+def write_features(tmp_path: Path) -> Callable[..., Path]:
+    """A factory of `features.zarr` with given activations: `f` (n, d_sae), rows of NaN are not encoded."""
+
+    def write(
+        f: np.ndarray, labels: np.ndarray, *, split: np.ndarray | None = None, name: str = "features.zarr"
+    ) -> Path:
+        path = tmp_path / name
+        group = zarr.open_group(str(path), mode="w", zarr_format=3)
+        valid = np.isfinite(f).all(axis=1)
+        split = np.where(valid, TRAIN if split is None else split, NOT_ENCODED).astype(np.uint8)
+        row, index = np.nonzero(np.where(valid[:, None], f, 0))
+        counts = np.bincount(row, minlength=len(f))
+        numbers = np.ones(int(valid.sum()))
+        columns = RowColumns(group)
+        columns.append(
+            split,
+            labels.astype(np.int32),
+            EncodedBlock(
+                counts=counts[valid],
+                index=index.astype(np.uint32),
+                value=f[row, index].astype(np.float32),
+                x=np.ones((len(numbers), 1), np.float32),
+                norm=numbers,
+                sse=numbers,
+                cosine=numbers.astype(np.float32),
+                l1=numbers,
+            ),
+        )
+        columns.close()
+        n_active = np.bincount(index, minlength=f.shape[1])
+        info = FeaturesInfo(
+            n_rows=len(f),
+            n_encoded=int(valid.sum()),
+            n_train=int((split == TRAIN).sum()),
+            n_held_out=int((split == HELD_OUT).sum()),
+            n_unreadable=int((~valid).sum()),
+            nnz=len(index),
+            d_in=1,
+            d_sae=f.shape[1],
+            split="all",
+            row_start=0,
+            row_stop=len(f),
+            held_out_start=None,
+            store="a store",
+            store_fingerprint="of it",
+            is_training_store=True,
+            site="layers/1/resid_post/cls",
+            sae_sha256="0" * 64,
+            thresher="0",
+        )
+        with Reporter().task("", 0, "") as task:
+            write_by_feature(group, tmp_path, n_active, len(f), read_entries(group, info), task)
+        group.attrs.update(info.to_attributes())
+        return path
+
+    return write
