@@ -154,7 +154,7 @@ def summarise_counts(rows_by_count: NDArray[np.int64]) -> L0Summary:
     def percentile(q: float) -> float:
         place = q / 100 * (n - 1)
         low, high = (int(np.searchsorted(cumulative, k, side="right")) for k in (np.floor(place), np.ceil(place)))
-        return low + (high - low) * (place - np.floor(place))
+        return low + (high - low) * float(place - np.floor(place))
 
     mean = float(np.arange(len(rows_by_count)) @ rows_by_count) / n
     return L0Summary(mean, percentile(50), percentile(99), int(np.flatnonzero(rows_by_count)[-1]))

@@ -9,9 +9,9 @@ from .step import Gradients
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # torch's defaults, which the post and the field use
 
-# Rows updated at a time, so that a block stays in cache from projection to norm: at (8192, 1024) blocks of 128 to 512
-# take 22 to 26 ms of CPU, the whole at once 45.
-_BLOCK_ROWS = 256
+# Elements updated at a time, so that a block stays in cache from projection to norm: at (8192, 1024) blocks of 128 to
+# 512 rows take 22 to 26 ms of CPU, the whole at once 45.
+_BLOCK_ELEMENTS = 256 * 1024
 
 
 def learning_rate(step: int, options: TrainOptions) -> float:
@@ -55,8 +55,9 @@ class UnitNormAdam:
         )
         for state in (encoder, b_enc, b_dec):
             _adam(*state, count, lr)
-        for start in range(0, sae.d_sae, _BLOCK_ROWS):
-            weight, gradient, mean, square = (t[start : start + _BLOCK_ROWS] for t in decoder)
+        block_rows = max(1, _BLOCK_ELEMENTS // sae.d_in)
+        for start in range(0, sae.d_sae, block_rows):
+            weight, gradient, mean, square = (t[start : start + block_rows] for t in decoder)
             along = (gradient * weight).sum(1, keepdim=True)
             gradient.addcmul_(along, weight, value=-1)
             _adam(weight, gradient, mean, square, count, lr)
