@@ -1,0 +1,101 @@
+from dataclasses import dataclass
+
+import click
+import pytest
+from click.testing import CliRunner
+from thresher.cli import main
+from thresher.command import edge, given, options_of, to_json
+from thresher.options import option
+from thresher.store.errors import StoreError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of a made-up command."""
+
+    layer: tuple[int, ...] = option("Layers.", default=(22,))
+    name: str = option("A word.", default="a", choices=("a", "b"))
+    limit: int | None = option("At most.", default=None)
+    draw: bool = option("Draw.", default=True)
+    force: bool = option("Force.", default=False)
+    l1_coefficient: float = option("Weight.", default=0.5, flag="--l1")
+
+
+def run(arguments):
+    seen = {}
+
+    @click.command()
+    @options_of(Options)
+    @click.pass_context
+    @edge
+    def command(context, **_):
+        seen.update(given(context, Options))
+
+    return CliRunner().invoke(command, arguments), seen
+
+
+def test_only_what_the_user_gave_is_given_in_the_dataclass_s_types():
+    result, seen = run([])
+    assert (result.exit_code, seen) == (0, {})
+    result, seen = run(
+        ["--layer", "3", "--layer", "5", "--name", "b", "--limit", "7", "--no-draw", "--force", "--l1", "2"]
+    )
+    assert result.exit_code == 0
+    assert seen == {
+        "layer": (3, 5),
+        "name": "b",
+        "limit": 7,
+        "draw": False,
+        "force": True,
+        "l1_coefficient": 2.0,
+    }
+
+
+def test_help_shows_the_dataclass_s_defaults_and_words():
+    text = run(["--help"])[0].output
+    for part in ("--l1", "0.5", "[a|b]", "--no-draw", "Layers.", "22"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (ValueError("layer 30 is out of range"), 2, "layer 30 is out of range"),
+        (StoreError("no store"), 1, "no store"),
+        (FileNotFoundError(2, "No such file or directory", b"/x/\xff.jpg"), 1, "No such file"),
+        (OSError(28, "No space left on device", "/mnt/s"), 1, "/mnt/s: No space left on device."),
+        (KeyboardInterrupt(), 1, "stopped by the user"),
+        (MemoryError("x"), 1, "out of memory"),
+        (KeyError("oops"), 1, "this is a bug in thresher: KeyError"),
+    ],
+)
+def test_every_error_is_one_line_and_a_status(error, status, text):
+    @click.command()
+    @edge
+    def command():
+        raise error
+
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == status
+    last = result.output.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert text in last
+    assert "Traceback" not in result.output
+    with_traceback = CliRunner().invoke(command, ["--debug"])
+    assert "Traceback" in with_traceback.output
+
+
+def test_a_result_is_json_with_null_for_nan_and_text_for_paths(tmp_path):
+    import json
+
+    import numpy as np
+
+    made = json.loads(to_json({"a": float("nan"), "p": tmp_path, "n": np.arange(2), "x": [np.float32(1)]}))
+    assert made == {"a": None, "p": str(tmp_path), "n": [0, 1], "x": [1.0]}
+
+
+@pytest.mark.parametrize("command", [c for c in main.commands])
+def test_every_command_explains_itself(command):
+    result = CliRunner().invoke(main, [command, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 5
