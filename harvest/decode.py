@@ -10,8 +10,8 @@ What becomes of the kinds of image that are not plain 8-bit RGB:
   theirs. ImageNet and web sets are mostly stored upright.
 - Of an animation the first frame is read.
 - Unreadable, with the reason: what Pillow cannot decode, a truncated file, more than 179 million pixels (Pillow's limit
-  for decompression bombs), 32-bit samples (no defined brightness range), a side ratio above 200 (resizing its short side
-  to the tower's would need gigabytes).
+  for decompression bombs), 32-bit samples (no defined brightness range), a side ratio above 200 (resizing its short
+  side to the tower's would need gigabytes).
 """
 
 import io

@@ -18,6 +18,7 @@ class FolderImages(ImageSet):
         self._root = root
 
     def read(self, i: int) -> bytes:
+        """Encoded bytes of image `i`."""
         with open(os.path.join(self._root, self.keys[i]), "rb") as file:
             return file.read()
 

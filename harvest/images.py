@@ -198,7 +198,8 @@ def _open_source(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str
     if not path.exists():
         raise FileNotFoundError(f"{name} does not exist.")
     raise ValueError(
-        f"{name} is no image source; give a folder, WebDataset tars ({', '.join(TAR_SUFFIXES)}), a .csv or `quickstart`."
+        f"{name} is no image source; give a folder, WebDataset tars ({', '.join(TAR_SUFFIXES)}), a .csv "
+        "or `quickstart`."
     )
 
 

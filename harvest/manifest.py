@@ -4,8 +4,6 @@ import csv
 import os
 from pathlib import Path
 
-import numpy as np
-
 from .images import ImageSet, Keys
 from .labels import labels_from_words
 
@@ -21,10 +19,12 @@ class ManifestImages(ImageSet):
         self._captions = captions
 
     def read(self, i: int) -> bytes:
+        """Encoded bytes of image `i`."""
         with open(os.path.join(self._root, self.keys[i]), "rb") as file:
             return file.read()
 
     def metadata(self, i: int) -> dict[str, str]:
+        """The caption of image `i`, where the manifest has one."""
         return {"caption": self._captions[i]} if self._captions is not None and self._captions[i] else {}
 
 

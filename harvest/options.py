@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..options import option
 
@@ -79,7 +78,7 @@ class HarvestOptions:
         default="auto",
         choices=("auto", "on", "off"),
     )
-    label_names: Path | None = option(
+    label_names: str | None = option(
         "File of class names: a line a class in class order, lines `folder<TAB>name`, or JSON.",
         default=None,
         metavar="FILE",

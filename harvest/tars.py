@@ -54,9 +54,11 @@ class TarImages(ImageSet):
         self._descriptors: dict[int, int] = {}
 
     def read(self, i: int) -> bytes:
+        """Encoded bytes of image `i`."""
         return self._read(i, self._image)
 
     def metadata(self, i: int) -> dict[str, Any]:
+        """The sample's `.json`, with its `.txt` as `caption` where the `.json` has none."""
         found: dict[str, Any] = {}
         if self._json[i, 0] >= 0:
             found = _parse_sidecar(self._read(i, self._json)) or {}
@@ -65,6 +67,7 @@ class TarImages(ImageSet):
         return found
 
     def close(self) -> None:
+        """Remove the unpacked tars. Reading is over."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
@@ -162,7 +165,7 @@ def _index_tar(index: _Index, number: int, shown: str, path: str, prefix: bytes)
         try:
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it only borrows the file
             for member in tar:
-                tar.members = []  # tarfile would keep every header
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                 last = member.name
                 if not member.isfile():
                     continue

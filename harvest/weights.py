@@ -62,9 +62,11 @@ def resolve_model(model: str, pretrained: str | None, *, allow_activation_mismat
     Parameters
     ----------
     model
-        An open_clip name, `hf-hub:org/repo`, or the path of a config (JSON file, or folder with `open_clip_config.json`).
+        An open_clip name, `hf-hub:org/repo`, or the path of a config (JSON file, or folder with
+        `open_clip_config.json`).
     pretrained
-        A tag, a checkpoint path, `none`, or None for the default: `openai` with a name, its own checkpoint with a folder.
+        A tag, a checkpoint path, `none`, or None for the default: `openai` with a name, its own checkpoint with a
+        folder.
     allow_activation_mismatch
         Accept weights trained with the other activation function.
 
@@ -242,7 +244,7 @@ def _with_checkpoint(
     if known is None:
         if not preprocessing and not config.get("quick_gelu"):
             notes.append(
-                f"{checkpoint} does not say how it was trained: GELU and OpenAI's preprocessing are taken, as {name} has them."
+                f"{checkpoint} does not say how it was trained: {name}'s GELU and OpenAI's preprocessing are taken."
             )
     else:
         quick_gelu, said = known
@@ -281,8 +283,8 @@ def _check_activation(model: str, config: dict[str, Any], quick_gelu: bool, whos
         f"use --model {other}" if other in open_clip.list_models() else f'set "quick_gelu" to {str(quick_gelu).lower()}'
     )
     raise ValueError(
-        f"{whose} weights were trained with {names[quick_gelu]} and {model} computes {names[not quick_gelu]}: {remedy}, "
-        "or insist with --allow-activation-mismatch."
+        f"{whose} weights were trained with {names[quick_gelu]} and {model} computes {names[not quick_gelu]}: "
+        f"{remedy}, or insist with --allow-activation-mismatch."
     )
 
 
@@ -310,8 +312,8 @@ def _download(model: str, pretrained: str, tag: dict[str, Any]) -> Path:
         repo = tag.get("hf_hub", "").strip("/")
         source = f"https://huggingface.co/{repo}" if repo else tag.get("url", "its page")
         raise ConnectionError(
-            f"the weights {pretrained} of {model} could not be fetched ({_first_line(error)}). On a box without network, "
-            f"download them elsewhere from {source} and pass the file's path as --pretrained."
+            f"the weights {pretrained} of {model} could not be fetched ({_first_line(error)}). On a box without "
+            f"network, download them elsewhere from {source} and pass the file's path as --pretrained."
         ) from error
 
 
