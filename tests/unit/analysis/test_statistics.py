@@ -38,7 +38,7 @@ def _write_matrix(path, f: np.ndarray, *, chunks=(7, 5)) -> str:
 
 
 def hard_data(n: int, d_sae: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Activations (n, d_sae) with many ties, rare features, a feature that never fires, invalid rows; labels with -1."""
+    """Activations (n, d_sae) with ties, rare features, one that never fires, invalid rows; labels with -1."""
     rng = np.random.default_rng(seed)
     density = 10 ** rng.uniform(-2.5, -0.1, d_sae)
     f = np.where(rng.random((n, d_sae)) < density, rng.choice([0.05, 0.1, 0.25, 1.0, 3.5], (n, d_sae)), 0)
@@ -174,7 +174,7 @@ def test_two_worker_processes_compute_the_same_as_threads(write_features):
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr("thresher.analysis.scheduler._CONNECT_TIMEOUT_S", 0.5)
-    with pytest.raises(ConnectionError, match="tcp://127.0.0.1:9"), open_compute(scheduler="tcp://127.0.0.1:9"):
+    with pytest.raises(ConnectionError, match=r"tcp://127\.0\.0\.1:9"), open_compute(scheduler="tcp://127.0.0.1:9"):
         pass
 
 
