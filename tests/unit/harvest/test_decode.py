@@ -4,7 +4,6 @@ import warnings
 import numpy as np
 import pytest
 from PIL import Image
-
 from thresher.harvest.decode import ImageUnreadable, decode_image, thumbnail
 
 

@@ -4,7 +4,6 @@ import pickle
 
 import numpy as np
 import pytest
-
 from thresher.harvest.images import Keys, open_images
 
 

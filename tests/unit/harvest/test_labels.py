@@ -2,7 +2,6 @@ import json
 
 import numpy as np
 import pytest
-
 from thresher.harvest.labels import class_name, labels_from_words, read_label_names, unnamed_note
 
 NO_LABELS = np.zeros(0, np.int32)
@@ -25,7 +24,6 @@ def test_a_wordnet_id_becomes_its_noun(wnid, name):
 
 def test_the_thousand_names_are_open_clips_in_its_order():
     from open_clip import IMAGENET_CLASSNAMES
-
     from thresher.harvest.labels import _wordnet
 
     names = set(_wordnet().values())
