@@ -15,9 +15,9 @@ MIN_CLUSTER = 5
 MIN_BIC_GAIN = 10.0
 """By how much the Bayesian information criterion must favour two components ("very strong", Kass and Raftery 1995)."""
 MIN_DIP = 0.4
-"""How far the density must fall in the valley, against the lower peak, by more than its standard error. Normal, uniform,
-skewed and heavy-tailed samples of one mode stay below (tested); two equal Gaussians 3.2 standard deviations apart reach
-it; the post's two clusters are above 0.9."""
+"""How far the density must fall in the valley, against the lower peak, by more than its standard error. Normal,
+uniform, skewed and heavy-tailed samples of one mode stay below (tested); two equal Gaussians 3.2 standard deviations
+apart reach it; the post's two clusters are above 0.9."""
 
 
 @dataclass(frozen=True, kw_only=True)

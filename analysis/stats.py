@@ -1,0 +1,237 @@
+"""Every per-feature number and figure of a run, or of a dense matrix of feature activations: `stats RUN`."""
+
+import hashlib
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..progress import Reporter
+from ..store.errors import StoreError
+from ..store.files import FolderLock
+from .clusters import Coherence, UldSplit, coherence, find_uld_cluster
+from .features import SPLIT_CODES, FeatureActivations, open_features
+from .folders import refuse_existing
+from .options import StatsOptions
+from .quality import Quality
+from .scheduler import open_compute
+from .statistics import FeatureStatistics, dense_totals, sparse_totals
+from .stored_statistics import STATS_JSON, STATS_ZARR, Source, summarise, write_statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsResult:
+    """What `stats` computed and wrote."""
+
+    out_dir: Path
+    """The run directory, or the folder given for a dense matrix."""
+    summary: dict[str, Any]
+    """The document of stats.json."""
+    statistics: FeatureStatistics
+    uld: UldSplit
+    figures: list[Path]
+    """PNG files, in the order in which a reader wants them."""
+    sheets: list[Path]
+    """PNG contact sheets; none where the store has no thumbnails."""
+    computed_on: str
+    """`threads of this process`, `2 local processes`, ..."""
+    n_processes: int
+    """Processes that counted a part."""
+    seconds: float
+
+
+def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: Reporter | None = None) -> StatsResult:
+    """Compute the statistics of a run's feature activations, into `RUN/stats.zarr`, `stats.json` and `figures/`.
+
+    Raises
+    ------
+    ValueError
+        When an option does not fit the run.
+    StoreError
+        When the run has no features, they are of other weights, or there are statistics already.
+    """
+    from ..train.run_dir import open_run
+
+    start_s = time.monotonic()
+    options, reporter = options or StatsOptions(), reporter or Reporter()
+    run_path = Path(run_path)
+    if options.labels is not None:
+        raise ValueError("labels goes with a dense matrix; the labels of a run are those of its store")
+    features = open_features(run_path)
+    _require_same_sae(features, run_path)
+    _check_features(options, features.d_sae)
+    refuse_existing(run_path / STATS_JSON, overwrite=options.overwrite)
+    start, stop = features.row_range(options.split)
+    with open_compute(workers=options.workers, scheduler=options.scheduler) as compute:
+        totals = sparse_totals(
+            str(features.path.absolute()),
+            start,
+            stop,
+            split=options.split,
+            k=options.k,
+            task_bytes=options.task_bytes,
+            compute=compute,
+            reporter=reporter,
+        )
+        computed_on = compute.description
+    # Rows of another split are passed over too; unreadable ones are what a reader wants to know of.
+    totals.n_invalid = features.info.n_unreadable
+    statistics = FeatureStatistics.of_totals(totals, min_labelled=options.min_labelled)
+    split = find_uld_cluster(statistics.mean_top)
+    quality = {name: Quality.of_sections(features.sections, codes) for name, codes in SPLIT_CODES.items()}
+    info = features.info
+    document = summarise(
+        Source(
+            split=options.split,
+            store=info.store,
+            store_fingerprint=info.store_fingerprint,
+            site=info.site,
+            sae_sha256=info.sae_sha256,
+            d_in=info.d_in,
+        ),
+        statistics,
+        split,
+        _coherence(run_path, split, statistics.is_alive),
+        {name: q for name, q in quality.items() if q is not None},
+    )
+    with closing(FolderLock(run_path)):
+        write_statistics(run_path, statistics, split.is_uld, document, overwrite=True)
+        figures = _draw(run_path, statistics, split, options, reporter)
+        store_path = open_run(run_path).store_path if info.is_training_store else info.store
+        sheets = _sheets(run_path, store_path, statistics, split, options, reporter)
+    return StatsResult(
+        out_dir=run_path,
+        summary=document,
+        statistics=statistics,
+        uld=split,
+        figures=figures,
+        sheets=sheets,
+        computed_on=computed_on,
+        n_processes=len(statistics.workers),
+        seconds=time.monotonic() - start_s,
+    )
+
+
+def dense_statistics(
+    matrix_path: str | Path,
+    out_dir: str | Path,
+    options: StatsOptions | None = None,
+    reporter: Reporter | None = None,
+) -> StatsResult:
+    """Compute the statistics of a dense `(n_rows, d_sae)` zarr matrix of feature activations, as `stats` does.
+
+    Reconstruction quality and the coherence of encoder vectors need an SAE and are left out. Labels come from
+    `options.labels`.
+
+    Raises
+    ------
+    ValueError
+        When a split is asked for: a matrix does not say which rows were trained on.
+    StoreError
+        When the matrix or the labels cannot be read or do not fit, or there are statistics already.
+    """
+    start_s = time.monotonic()
+    options, reporter = options or StatsOptions(), reporter or Reporter()
+    out_dir = Path(out_dir)
+    if options.split != "all":
+        raise ValueError(f"split must be all for a dense matrix; got {options.split!r}")
+    refuse_existing(out_dir / STATS_JSON, overwrite=options.overwrite)
+    refuse_existing(out_dir / STATS_ZARR, overwrite=options.overwrite)
+    with open_compute(workers=options.workers, scheduler=options.scheduler) as compute:
+        totals = dense_totals(
+            str(matrix_path),
+            labels_path=options.labels,
+            k=options.k,
+            task_bytes=options.task_bytes,
+            compute=compute,
+            reporter=reporter,
+        )
+        computed_on = compute.description
+    statistics = FeatureStatistics.of_totals(totals, min_labelled=options.min_labelled)
+    if statistics.n_invalid:
+        reporter.warn(
+            f"{statistics.n_invalid:,} of {statistics.n_invalid + statistics.n_rows:,} rows hold a value that is not "
+            "finite and were passed over"
+        )
+    split = find_uld_cluster(statistics.mean_top)
+    document = summarise(Source(split="all", matrix=str(matrix_path)), statistics, split, None, {})
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with closing(FolderLock(out_dir)):
+        write_statistics(out_dir, statistics, split.is_uld, document, overwrite=True)
+        figures = _draw(out_dir, statistics, split, options, reporter)
+    return StatsResult(
+        out_dir=out_dir,
+        summary=document,
+        statistics=statistics,
+        uld=split,
+        figures=figures,
+        sheets=[],
+        computed_on=computed_on,
+        n_processes=len(statistics.workers),
+        seconds=time.monotonic() - start_s,
+    )
+
+
+def _require_same_sae(features: FeatureActivations, run_path: Path) -> None:
+    weights = run_path / "sae.safetensors"
+    if not weights.exists():
+        raise StoreError(f"{run_path} holds no sae.safetensors: it is not a finished run.")
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != features.info.sae_sha256:
+        raise StoreError(
+            f"{features.path} was written by other weights than {weights} (sae_sha256 differs): "
+            "run `thresher encode --overwrite`."
+        )
+
+
+def _check_features(options: StatsOptions, d_sae: int) -> None:
+    beyond = [f for f in options.sheet_features if f >= d_sae]
+    if beyond:
+        raise ValueError(f"feature {beyond[0]} is not one of the {d_sae} features, 0 to {d_sae - 1}")
+
+
+def _coherence(run_path: Path, split: UldSplit, is_alive: NDArray[np.bool_]) -> Coherence | None:
+    if split.threshold is None:
+        return None
+    from ..train.models import load_sae
+
+    return coherence(load_sae(run_path).W_enc.T.numpy(), split.is_uld, is_alive)
+
+
+def _draw(
+    out_dir: Path, statistics: FeatureStatistics, split: UldSplit, options: StatsOptions, reporter: Reporter
+) -> list[Path]:
+    if not options.figures:
+        return []
+    from .figures import draw_figures
+
+    reporter.say(f"drawing the figures into {out_dir / 'figures'}")
+    return draw_figures(out_dir, statistics, split)
+
+
+def _sheets(
+    run_path: Path,
+    store_path: str | Path,
+    statistics: FeatureStatistics,
+    split: UldSplit,
+    options: StatsOptions,
+    reporter: Reporter,
+) -> list[Path]:
+    if not options.figures:
+        return []
+    from ..store.reader import open_store
+    from .sheets import SheetPlan, draw_sheets
+
+    try:
+        store = open_store(store_path)
+    except StoreError as error:
+        reporter.warn(f"no contact sheets: {error}")
+        return []
+    if store.thumbnail_px is None:
+        reporter.warn(f"no contact sheets: {store_path} was harvested without thumbnails")
+        return []
+    plan = SheetPlan(chosen=options.sheet_features, n_features=options.sheet_rows, seed=options.seed)
+    return draw_sheets(run_path / "figures", store, statistics, split, plan)

@@ -1,0 +1,212 @@
+"""The stored statistics of a run: what `stats.zarr` and `stats.json` hold, written and read.
+
+`stats.zarr`, one zarr v3 group; arrays have length d_sae unless another shape is given:
+
+    n_active       uint64    rows on which the feature is > 0
+    sum            float64   of its values
+    max            float32   0 for a dead feature
+    mean_top       float32   mean of the up to k largest positive values, NaN for a dead feature
+    n_pos          uint16    how many values that mean is over
+    label_entropy  float32   nats, NaN where undefined
+    n_labelled     uint16    firing labelled rows among the k: what the entropy is over
+    is_uld         bool      in the ultra-low-density cluster
+    top_row        int64     (d_sae, k) physical rows of the store, -1 unfilled
+    top_value      float32   (d_sae, k) falling, 0 unfilled
+    top_label      int32     (d_sae, k) -1 none
+    l0/counts, l0/above_0.1  int64  rows with exactly i features > 0, > 0.1
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._version import __version__
+from ..store.errors import StoreError
+from ..store.files import write_atomically
+from .clusters import Coherence, UldSplit, summarise_uld
+from .columns import codecs
+from .folders import new_folder
+from .quality import Quality
+from .statistics import FeatureStatistics, L0Summary
+
+FORMAT_NAME = "thresher-stats"
+FORMAT_VERSION = 1
+STATS_ZARR, STATS_JSON = "stats.zarr", "stats.json"
+
+PER_FEATURE = (
+    "n_active",
+    "sum",
+    "max",
+    "mean_top",
+    "n_pos",
+    "label_entropy",
+    "n_labelled",
+    "top_row",
+    "top_value",
+    "top_label",
+)
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What statistics are of: the fields of stats.json that say so. None where a dense matrix does not tell."""
+
+    split: str
+    matrix: str | None = None
+    """Path of the dense matrix, where one was given."""
+    store: str | None = None
+    store_fingerprint: str | None = None
+    site: str | None = None
+    """Path of the site in the store; its layer is 0-based."""
+    sae_sha256: str | None = None
+    d_in: int | None = None
+
+
+def summarise(
+    source: Source,
+    statistics: FeatureStatistics,
+    split: UldSplit,
+    coherence: Coherence | None,
+    quality: dict[str, Quality],
+) -> dict[str, Any]:
+    """The document of stats.json; None stands for NaN.
+
+    Parameters
+    ----------
+    source
+        What was counted.
+    statistics, split
+        Of its features.
+    coherence
+        Of the encoder vectors, where there are any.
+    quality
+        By split; that of `source.split` stands at the top level too.
+    """
+    uld = summarise_uld(split, statistics.n_active, statistics.sum, statistics.n_rows)
+    chosen = quality.get(source.split)
+    numbers = [f.name for f in fields(Quality) if f.name != "n_rows"]
+    document = {
+        "format": FORMAT_NAME,
+        "format_version": FORMAT_VERSION,
+        **asdict(source),
+        "n_rows": statistics.n_rows,
+        "n_invalid_rows": statistics.n_invalid,
+        "n_labelled_rows": statistics.n_labelled_rows,
+        "d_sae": statistics.d_sae,
+        "k": statistics.k,
+        "min_labelled": statistics.min_labelled,
+        **{name: getattr(chosen, name) if chosen else None for name in numbers},
+        "n_dead": int((~statistics.is_alive).sum()),
+        "n_entropy_undefined": int(np.isnan(statistics.label_entropy).sum()),
+        "l0": _l0(statistics.l0),
+        "l0_above_0.1": _l0(statistics.l0_above),
+        "max_l0_row": statistics.max_l0_row,
+        "uld": None if uld is None else asdict(uld) | _coherence(coherence),
+        "no_uld_because": split.reason,
+        "uld_fit": {"bic_gain": split.bic_gain, "dip": split.dip},
+        "quality": {name: asdict(q) for name, q in quality.items()},
+        "thresher": __version__,
+    }
+    return _without_nan(document)
+
+
+def write_statistics(
+    folder: Path, statistics: FeatureStatistics, is_uld: NDArray[np.bool_], document: dict[str, Any], *, overwrite: bool
+) -> None:
+    """Write `stats.zarr` and then `stats.json` into a folder, each whole or not at all."""
+    import zarr
+
+    with new_folder(folder / STATS_ZARR, overwrite=overwrite) as temporary:
+        group = zarr.open_group(str(temporary), mode="w", zarr_format=3)
+        arrays: dict[str, NDArray[Any]] = {name: getattr(statistics, name) for name in PER_FEATURE}
+        arrays |= {"is_uld": is_uld, "l0/counts": statistics.l0_counts, "l0/above_0.1": statistics.l0_above_counts}
+        for name, values in arrays.items():
+            chunk = max(1, min(len(values), _CHUNK_BYTES // (values.itemsize * int(np.prod(values.shape[1:])))))
+            group.create_array(
+                name,
+                data=values,
+                chunks=(chunk, *values.shape[1:]),
+                compressors=codecs("float" if values.dtype.kind == "f" else "integer"),
+                fill_value=np.nan if values.dtype.kind == "f" else 0,
+            )
+        kept = ("split", "n_rows", "n_invalid_rows", "n_labelled_rows", "d_sae", "k", "min_labelled", "max_l0_row")
+        attributes = {name: document[name] for name in kept}
+        group.attrs.update({"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **attributes, "complete": True})
+    write_atomically(folder / STATS_JSON, json.dumps(document, indent=2, allow_nan=False).encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class StoredStatistics:
+    """The statistics of a run, read back."""
+
+    path: Path
+    """The run directory."""
+    summary: dict[str, Any]
+    """The document of stats.json."""
+    statistics: FeatureStatistics
+    is_uld: NDArray[np.bool_]
+    """`(d_sae,)`."""
+
+
+def open_statistics(run_path: str | Path) -> StoredStatistics:
+    """Read the statistics of a run.
+
+    Raises
+    ------
+    StoreError
+        When there are none, or they are of another format.
+    """
+    import zarr
+
+    path = Path(run_path)
+    try:
+        document = json.loads((path / STATS_JSON).read_text())
+        group = zarr.open_group(str(path / STATS_ZARR), mode="r")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(f"{path} holds no statistics: run `thresher stats` first.") from error
+    except ValueError as error:
+        raise StoreError(f"{path / STATS_JSON} cannot be read ({error}): run `thresher stats --overwrite`.") from error
+    for found in (document, group.attrs):
+        if found.get("format") != FORMAT_NAME or found.get("format_version") != FORMAT_VERSION:
+            raise StoreError(f"{path} holds statistics of another format: run `thresher stats --overwrite`.")
+    statistics = FeatureStatistics(
+        k=document["k"],
+        min_labelled=document["min_labelled"],
+        n_rows=document["n_rows"],
+        n_invalid=document["n_invalid_rows"],
+        n_labelled_rows=document["n_labelled_rows"],
+        l0_counts=group["l0/counts"][:],
+        l0_above_counts=group["l0/above_0.1"][:],
+        max_l0_row=document["max_l0_row"],
+        workers=frozenset(),
+        **{name: group[name][:] for name in PER_FEATURE},
+    )
+    return StoredStatistics(path, document, statistics, group["is_uld"][:])
+
+
+def _l0(summary: L0Summary) -> dict[str, Any]:
+    return asdict(summary)
+
+
+def _coherence(coherence: Coherence | None) -> dict[str, Any]:
+    if coherence is None:
+        return {"coherence": None, "coherence_rest": None, "coherence_between": None, "coherence_chance_sd": None}
+    return {
+        "coherence": coherence.within,
+        "coherence_rest": coherence.rest,
+        "coherence_between": coherence.between,
+        "coherence_chance_sd": coherence.chance_sd,
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(v) for name, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
