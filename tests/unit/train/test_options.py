@@ -1,0 +1,88 @@
+"""Training options: the recipe to the number, explicit options over it, each bad value named."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from thresher.train.options import TrainOptions
+from thresher.train.recipes import RECIPES, resolve_options
+
+
+def test_the_recipe_sets_what_the_post_says():
+    o = resolve_options({"recipe": "post-2024"})
+    assert (o.variant, o.expansion, o.l1, o.lr, o.warmup, o.decay) == ("relu", 64, 8e-5, 4e-4, 500, 0)
+    assert (o.batch_size, o.rows, o.steps) == (1024, 2_621_440, 2560)
+    assert (o.ghost_grads, o.dead_after_rows) == (True, 65_536)
+    assert (o.b_dec_init, o.encoder_init, o.normalize, o.precision) == (
+        "geometric-median",
+        "independent",
+        "none",
+        "fp32",
+    )
+    assert o.d_sae(1024) == 65_536
+
+
+def test_given_options_win_over_the_recipe_even_where_they_repeat_a_default():
+    o = resolve_options({"recipe": "post-2024", "b_dec_init": "mean", "expansion": TrainOptions().expansion})
+    assert o.b_dec_init == "mean"
+    assert o.expansion == TrainOptions().expansion
+    assert o.l1 == 8e-5
+
+
+def test_every_recipe_names_only_options_and_makes_valid_ones():
+    for name, values in RECIPES.items():
+        assert set(values) <= {f.name for f in fields(TrainOptions)}
+        resolve_options({"recipe": name})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"recipe": "post-2023"}, "--recipe post-2023 must be one of post-2024"),
+        ({"variant": "gated"}, "--variant gated must be one of topk, relu"),
+        ({"rows": 100, "batch_size": 200}, "--rows 100 is less than one batch of 200"),
+        ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
+        ({"lr": 0.0}, "--lr 0.0 must be above 0"),
+        ({"lr": float("nan")}, "--lr nan must be above 0"),
+        ({"l1": -1e-3}, "--l1 -0.001 must be 0 or more"),
+        ({"l1": float("inf")}, "--l1 inf must be 0 or more"),
+        ({"decay": 1.5}, "--decay 1.5 is a share of the run"),
+        ({"expansion": -2.0}, "--expansion -2.0 must be above 0"),
+        ({"layer": -2}, "--layer -2 is 0-based"),
+        ({"ghost_grads": True}, "--ghost-grads True is for variant relu"),
+        ({"precision": "fp16"}, "--precision fp16 must be one of"),
+        ({"aux_k": 0}, "--aux-k 0 must be at least 1"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_value(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve_options(given)
+
+
+def test_more_active_features_than_there_are_is_refused_when_the_width_is_known():
+    with pytest.raises(ValueError, match=r"--k 32 exceeds the 24 features"):
+        TrainOptions(k=32, expansion=3).d_sae(8)
+
+
+def test_auxk_uses_the_power_of_two_nearest_half_the_width():
+    assert [TrainOptions().resolved_aux_k(d) for d in (192, 768, 1024, 1)] == [128, 512, 512, 1]  # log2 96 is 6.58
+    assert TrainOptions(aux_k=7).resolved_aux_k(1024) == 7
+
+
+def test_options_come_back_from_json_and_unknown_ones_are_named():
+    o = resolve_options({"recipe": "post-2024", "layer": 22})
+    assert TrainOptions.from_json(o.to_json()) == o
+    with pytest.raises(ValueError, match="'later'"):
+        TrainOptions.from_json({**o.to_json(), "later": 1})
+
+
+def test_every_option_has_help_and_reading_them_imports_nothing_heavy():
+    assert all(f.metadata["help"] for f in fields(TrainOptions))
+    script = (
+        "import sys, thresher.train.options, thresher.train.recipes; "
+        "print([m for m in ('torch', 'zarr', 'dask', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
