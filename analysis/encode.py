@@ -27,8 +27,6 @@ from .row_columns import RowColumns
 from .row_splits import RowSplits
 
 if TYPE_CHECKING:
-    import torch
-
     from ..train.models import SparseAutoencoder
 
 _SAMPLE_RUNS, _SAMPLE_RUN_ROWS = 16, 64  # 1,024 rows from all over the store predict the size to a few percent
@@ -112,6 +110,7 @@ class _Source:
 
 
 def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
+    from ..train.resources import choose_device
     from ..train.run_dir import open_run
 
     run = open_run(run_path)
@@ -130,7 +129,7 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
             f"split must be all for {store.path}: the run was trained on another store, so that none of its rows is "
             f"a training row; got {options.split!r}"
         )
-    sae = run.load_sae(_device(options.device))
+    sae = run.load_sae(choose_device(options.device))
     if sae.d_in != array.d_in:
         raise StoreError(f"{what}: d_in is {sae.d_in} there and {array.d_in} here.")
     start, stop = store.split(options.split)
@@ -147,20 +146,6 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
         start=start,
         stop=stop,
     )
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:<n>; got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r}: torch sees no GPU here; leave it at auto or give cpu")
-    return device
 
 
 def _predict_bytes(source: _Source, options: EncodeOptions) -> int:

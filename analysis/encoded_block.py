@@ -50,8 +50,8 @@ def encode_block(
         indptr = f.indptr.cpu().numpy()
         x_host = host.numpy()
         norm = np.sqrt(np.einsum("nd,nd->n", x_host, x_host, dtype=np.float64))
-        lengths = norm * x_hat_norm.double().cpu().numpy()
-        cosine = np.divide(dot.double().cpu().numpy(), lengths, out=np.full(len(rows), np.nan), where=lengths > 0)
+        lengths = norm * x_hat_norm.cpu().double().numpy()
+        cosine = np.divide(dot.cpu().double().numpy(), lengths, out=np.full(len(rows), np.nan), where=lengths > 0)
         before = np.concatenate(([0.0], np.cumsum(value, dtype=np.float64)))
         return EncodedBlock(
             counts=np.diff(indptr),
@@ -59,7 +59,7 @@ def encode_block(
             value=value,
             x=x_host,
             norm=norm,
-            sse=sse.double().cpu().numpy(),
+            sse=sse.cpu().double().numpy(),
             cosine=cosine.astype(np.float32),
             l1=before[indptr[1:]] - before[indptr[:-1]],
         )

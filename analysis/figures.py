@@ -85,7 +85,6 @@ def density_figure(statistics: FeatureStatistics, split: UldSplit) -> "Figure":
         edges = _edges(log_density, width=0.1)
         _histogram(axes, log_density, edges, _is_uld(split, alive))
         axes.set_xlabel("density: share of rows on which the feature is > 0 (log scale)")
-        axes.set_ylabel("features")
         axes.set_title(f"Feature density over {statistics.n_rows:,} rows")
         _power_ticks(axes)
         n_dead = int((~alive).sum())
@@ -108,7 +107,6 @@ def label_entropy_figure(statistics: FeatureStatistics, split: UldSplit) -> "Fig
         axes.set_xlim(-0.03 * ceiling, 1.09 * ceiling)
         axes.text(ceiling * 1.01, 0.5, f"ln {statistics.k}", transform=axes.get_xaxis_transform(), va="top")
         axes.set_xlabel("label entropy (nats)")
-        axes.set_ylabel("features")
         axes.set_title(f"Label entropy of the {statistics.k} rows on which each feature is largest")
         lines = [
             f"{int(defined.sum()):,} features defined, {int((entropy == 0).sum()):,} of them exactly 0 (one class)",
@@ -158,8 +156,6 @@ def scatter_figure(statistics: FeatureStatistics, split: UldSplit) -> "Figure":
         _histogram(right, y, y_edges, _is_uld(split, alive), orientation="horizontal")
         top.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
         right.tick_params(axis="y", which="both", left=False, labelleft=False)
-        top.set_ylabel("features")
-        right.set_xlabel("features")
         if split.threshold is None:
             right.locator_params(axis="x", nbins=2)
             top.locator_params(axis="y", nbins=3)
@@ -175,6 +171,7 @@ def scatter_figure(statistics: FeatureStatistics, split: UldSplit) -> "Figure":
                 va="bottom",
                 color=VERMILION,
                 fontsize=8,
+                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5},
             )
         colour_bar = figure.colorbar(points, cax=bar)
         colour_bar.set_label("label entropy (nats)")
@@ -347,13 +344,14 @@ def _histogram(
 
     The cluster may be fifty times the size of the rest: on a linear scale the rest could not be seen.
     """
+    vertical = orientation == "vertical"
     parts = [(values, BLUE, "features")]
     if is_uld is not None:
         parts = [
             (values[~is_uld], BLUE, "other features"),
             (values[is_uld], ORANGE, "ultra-low-density cluster"),
         ]
-        (axes.set_yscale if orientation == "vertical" else axes.set_xscale)("log")
+        (axes.set_yscale if vertical else axes.set_xscale)("log")
     least = 0.0 if is_uld is None else 0.5  # a bin of one feature stands above the floor of a log scale
     for part, colour, name in parts:
         counts, _ = np.histogram(part, bins=edges)
@@ -362,7 +360,8 @@ def _histogram(
             shown, edges, baseline=least, fill=True, color=colour, alpha=0.8, label=name, orientation=orientation
         )
     if is_uld is not None:
-        (axes.set_ylim if orientation == "vertical" else axes.set_xlim)(least)
+        (axes.set_ylim if vertical else axes.set_xlim)(least)
+    (axes.set_ylabel if vertical else axes.set_xlabel)("features" if is_uld is None else "features (log)")
 
 
 def _note(axes: "Axes", lines: list[str], values: NDArray[np.floating[Any]], edges: NDArray[np.float64]) -> None:

@@ -22,9 +22,7 @@ class EncodeOptions:
     tile_features: int = option(
         "Features whose pre-activations are held at a time; bounds memory at large d_sae.", default=4096, metavar="N"
     )
-    device: str = option(
-        "Where to compute: auto, cpu, cuda or cuda:<n>. auto takes a GPU where there is one.", default="auto"
-    )
+    device: str = option("auto, cpu, cuda, cuda:N or mps.", default="auto")
     size_limit_gb: float = option(
         "Refuse to write more than this many GB (10^9 bytes) of features without --force.", default=50.0, metavar="GB"
     )
