@@ -69,9 +69,9 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
         os.close(descriptor)
     os.replace(temporary, path)
     sync_folder(folder)
-    for older in folder.glob("step-*.safetensors"):
-        if older != path:
-            older.unlink()
+    for other in folder.iterdir():  # older checkpoints, and what safetensors was killed while writing
+        if other != path:
+            other.unlink()
     return path
 
 

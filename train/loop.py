@@ -1,5 +1,6 @@
 """One training run: from a store to a run directory."""
 
+import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -319,11 +320,8 @@ class _Training:
         self._log.say(f"finished {options.steps:,} steps")
         self._log.sync()
         state.sae.save(self._run.path / WEIGHTS)
-        folder = self._run.path / CHECKPOINT
-        if folder.exists():  # of no more use: a finished run does not go on
-            for path in (*folder.glob("step-*.safetensors"), *folder.glob(".checkpoint.tmp")):
-                path.unlink()
-            folder.rmdir()
+        # Of no more use: a finished run does not go on.
+        shutil.rmtree(self._run.path / CHECKPOINT, ignore_errors=True)
         return TrainResult(
             run_path=self._run.path,
             site=self._run.site,

@@ -1,6 +1,8 @@
 """Named settings of `train`, and how given options are laid over them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from .options import TrainOptions
@@ -40,3 +42,18 @@ def resolve_options(explicit: Mapping[str, Any]) -> TrainOptions:
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"--recipe {recipe} must be one of {', '.join(RECIPES)}")
     return TrainOptions(**{**RECIPES.get(recipe or "", {}), **explicit})
+
+
+def resumed_options(run_path: Path | str, explicit: Mapping[str, Any]) -> TrainOptions:
+    """Options to resume a run with: its own, but for those given.
+
+    Raises
+    ------
+    StoreError
+        When there is no run at `run_path`.
+    ValueError
+        For a value that is never allowed; one that differs from the run's is refused when training resumes.
+    """
+    from .run_dir import open_run
+
+    return replace(open_run(run_path).options, **explicit)

@@ -279,6 +279,18 @@ def test_non_finite_rows_are_named(small_store, tmp_path, monkeypatch):
     assert "step-0000000028.safetensors" in str(caught.value)
 
 
+def test_what_a_kill_left_in_the_checkpoint_folder_is_cleared_away(small_store, tmp_path):
+    with pytest.raises(TrainingStopped):
+        train(TOPK, small_store, tmp_path / "run", StopAt(10))
+    (tmp_path / "run/checkpoint/.tmpX1").write_text("half a file")
+    with pytest.raises(TrainingStopped):
+        train(TOPK, small_store, tmp_path / "run", StopAt(15), resume=True)
+    assert [path.name for path in (tmp_path / "run/checkpoint").iterdir()] == ["step-0000000015.safetensors"]
+    (tmp_path / "run/checkpoint/.tmpX2").write_text("half a file")
+    train(TOPK, small_store, tmp_path / "run", resume=True)
+    assert not (tmp_path / "run/checkpoint").exists()
+
+
 def test_a_checkpoint_cut_short_is_refused_with_the_way_out(small_store, tmp_path):
     with pytest.raises(TrainingStopped):
         train(TOPK, small_store, tmp_path / "run", StopAt(10))
