@@ -142,21 +142,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def options_to_resume(path: Path | str, explicit: Mapping[str, Any]) -> TrainOptions:
-    """Options of an existing run, with those that change no weight as given.
-
-    Parameters
-    ----------
-    explicit
-        Only what the user gave, by field name. `StoreError` names the first that the run was started without.
-    """
-    run = open_run(path)
-    for name, value in explicit.items():
-        check_same(run.path, name, value, getattr(run.options, name))
-    free = {name: value for name, value in explicit.items() if name in FREE_ON_RESUME}
-    return TrainOptions.from_json({**run.config["options"], **free})
-
-
 def check_same(path: Path, name: str, given: object, started: object) -> None:
     """Raise `StoreError` where an option that changes weights differs from the run's."""
     if name not in FREE_ON_RESUME and given != started:

@@ -16,8 +16,8 @@ from thresher.store.format import Site
 from thresher.store.reader import open_store
 from thresher.train.loop import TrainingStopped, train
 from thresher.train.options import TrainOptions
-from thresher.train.recipes import resolve_options
-from thresher.train.run_dir import open_run, options_to_resume
+from thresher.train.recipes import resolve_options, resumed_options
+from thresher.train.run_dir import open_run
 
 TOPK = TrainOptions(
     k=4, expansion=4, lr=3e-3, warmup=10, batch_size=64, rows=64 * 60, device="cpu", dead_after_rows=128,
@@ -234,13 +234,12 @@ def test_resuming_otherwise_than_started_names_the_field(small_store, make_store
     train(replace(TOPK, log_every=1, prefetch=1), small_store, tmp_path / "run", resume=True)
 
 
-def test_options_to_resume_are_the_runs_own_with_what_may_change(small_store, tmp_path):
-    train(TOPK, small_store, tmp_path / "run")
-    assert options_to_resume(tmp_path / "run", {"k": 4, "log_every": 3}) == replace(TOPK, log_every=3)
-    with pytest.raises(StoreError, match=r"started with lr = 0.003, not 0.1"):
-        options_to_resume(tmp_path / "run", {"lr": 0.1})
+def test_options_to_resume_with_are_the_runs_own_and_what_is_given(small_store, tmp_path):
+    with pytest.raises(TrainingStopped):
+        train(TOPK, small_store, tmp_path / "run", StopAt(3))
+    assert resumed_options(tmp_path / "run", {"k": 4, "log_every": 3}) == replace(TOPK, log_every=3)
     with pytest.raises(StoreError, match=r"started with recipe = None, not post-2024"):
-        options_to_resume(tmp_path / "run", {"recipe": "post-2024"})
+        train(resumed_options(tmp_path / "run", {"recipe": "post-2024"}), small_store, tmp_path / "run", resume=True)
 
 
 def test_a_store_of_several_layers_wants_one_named(make_store, tmp_path):
