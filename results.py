@@ -1,0 +1,116 @@
+"""How the result of each command reads on a terminal."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .progress import format_bytes, format_rate, format_s
+
+if TYPE_CHECKING:
+    from .analysis.encode import EncodeResult
+    from .analysis.stats import StatsResult
+    from .harvest.run import HarvestResult
+    from .train.loop import TrainResult
+
+_LISTED = 10  # unreadable images named on the screen; `info --json` names them all
+
+
+def table(lines: list[tuple[str, str]]) -> str:
+    """Names and values, one below the other, the values aligned."""
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"  {name:{width}}  {value}" for name, value in lines)
+
+
+def of_harvest(result: "HarvestResult") -> str:
+    """What a harvest left behind, the images that it could not read, the next command."""
+    lines = [f"{result.store_path}: {result.n_rows:,} rows, {result.n_valid:,} of readable images."]
+    if result.n_harvested:
+        lines[0] += (
+            f" {result.n_harvested:,} harvested in {format_s(result.seconds)}, "
+            f"{format_rate(result.images_per_s)} images/s."
+        )
+    if result.unreadable:
+        lines.append(f"{len(result.unreadable):,} images could not be read; their rows are marked invalid:")
+        lines += [f"  {u.key!r}: {u.reason}" for u in result.unreadable[:_LISTED]]
+        if len(result.unreadable) > _LISTED:
+            lines.append(f"  ... `thresher info {result.store_path} --json` lists them all")
+    return "\n".join([*lines, f"Next: thresher train {result.store_path} RUN"])
+
+
+def of_training(result: "TrainResult") -> str:
+    """What a training made, its held-out numbers, the next command."""
+    made = f"{result.run_path}: {result.d_sae:,} features of {result.site}, {result.steps:,} steps"
+    lines = [f"{made}, {result.rows:,} training rows ({result.passes:.2f} passes)"]
+    if not result.was_finished:
+        lines[0] += f" in {format_s(result.seconds)}, {format_rate(result.rows_per_s)} rows/s"
+    if result.held_out is not None:
+        q = result.held_out
+        lines.append(f"On {q.n_rows:,} held-out rows:")
+        lines.append(_quality(q.explained_variance, q.explained_energy, q.mse, q.normalized_mse, q.l1))
+        lines.append(table([("L0", f"mean {q.l0.mean:.1f}, median {q.l0.median:.0f}, max {q.l0.max}")]))
+    lines.append(f"Dead at the end of training: {result.n_dead:,} of {result.d_sae:,} features.")
+    return "\n".join([*lines, f"Next: thresher encode {result.run_path}"])
+
+
+def of_encoding(result: "EncodeResult") -> str:
+    """What an encoding wrote, how well each split is reconstructed, the next command."""
+    lines = [
+        f"{result.features_path}: {result.n_rows:,} rows, {result.nnz:,} activations (L0 {result.mean_l0:.1f}), "
+        f"{format_bytes(result.written_bytes)}; {format_s(result.seconds)}, {format_rate(result.rows_per_s)} rows/s."
+    ]
+    for split, q in result.quality.items():
+        lines.append(f"On {q.n_rows:,} rows ({split}):")
+        lines.append(_quality(q.explained_variance, q.explained_energy, q.mse, q.normalized_mse, q.l1))
+    return "\n".join([*lines, f"Next: thresher stats {result.features_path.parent}"])
+
+
+def of_statistics(result: "StatsResult") -> str:
+    """The numbers of a set of features and where their figures are."""
+    s = result.summary
+    l0 = s["l0"]
+    lines = [
+        ("rows", f"{s['n_rows']:,} ({s['split']})"),
+        ("features", f"{s['d_sae']:,}, of which {s['n_dead']:,} dead (never above 0 on these rows)"),
+        ("L0", f"mean {_short(l0['mean'])}, median {_short(l0['median'])}, p99 {_short(l0['p99'])}, max {l0['max']}"),
+    ]
+    for name in ("explained_variance", "explained_energy", "mse", "normalized_mse", "l1"):
+        if s.get(name) is not None:
+            lines.append((name.replace("_", " "), _short(s[name])))
+    lines.append(("label entropy", _entropy(result)))
+    uld = s["uld"]
+    lines.append(
+        (
+            "ULD cluster",
+            "none: the mean top activations have one mode"
+            if uld is None
+            else f"{uld['n_features']:,} features, {uld['share_of_firings']:.1%} of firings, "
+            f"{uld['share_of_mass']:.1%} of activation mass",
+        )
+    )
+    head = f"{result.out_dir}: statistics on {result.computed_on}, {format_s(result.seconds)}."
+    pictures: list[Path] = [*result.figures, *result.sheets]
+    tail = f"{len(pictures)} figures in {pictures[0].parent}: {', '.join(p.name for p in pictures)}" if pictures else ""
+    return "\n".join(part for part in (head, table(lines), tail) if part)
+
+
+def _entropy(result: "StatsResult") -> str:
+    import numpy as np
+
+    entropy = result.statistics.label_entropy
+    defined = entropy[~np.isnan(entropy)]
+    if not len(defined):
+        return "undefined for every feature: too few labelled rows"
+    return f"median {np.median(defined):.2f} nats over the {len(defined):,} features where it is defined"
+
+
+def _quality(ev: float, energy: float, mse: float, normalized: float, l1: float) -> str:
+    return table(
+        [
+            ("explained variance", f"{ev:.4f} (of energy, uncentred: {energy:.4f})"),
+            ("MSE", f"{mse:.4g} (normalised by the row's norm: {normalized:.4g})"),
+            ("L1", f"{l1:.4g}"),
+        ]
+    )
+
+
+def _short(value: Any) -> str:
+    return "undefined" if value is None else f"{value:.4g}"

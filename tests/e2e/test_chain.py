@@ -1,0 +1,218 @@
+"""The real commands in subprocesses, on the embedded pictures and model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+THRESHER = Path(sys.executable).with_name("thresher")
+HARVEST = ["harvest", "quickstart", "--model", "quickstart", "--layer", "4", "--limit", "600", "--rows-per-chunk", "64"]
+TRAIN = ["--expansion", "4", "--k", "8", "--rows", "20000", "--batch-size", "200", "--warmup", "10", "--lr", "1e-3"]
+
+
+def thresher(*arguments, status=0, cwd=None, timeout=300, environment=None):
+    """Run a command; its stdout and stderr. A traceback is never what a user should see."""
+    done = subprocess.run(
+        [THRESHER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+    )
+    assert done.returncode == status, f"{done.args} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def refused(*arguments, status=1, says, **kwargs):
+    """A command that must fail with one line that says `says`."""
+    done = thresher(*arguments, status=status, **kwargs)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: "), done.stderr
+    assert says in last
+    return last
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory):
+    """A folder with a store and a run that went through every command."""
+    folder = tmp_path_factory.mktemp("chain")
+    out = {
+        "harvest": thresher(*HARVEST, "emoji.zarr", cwd=folder),
+        "train": thresher("train", "emoji.zarr", "run", *TRAIN, cwd=folder),
+        "encode": thresher("encode", "run", cwd=folder),
+        "stats": thresher("stats", "run", cwd=folder),
+    }
+    return folder, out
+
+
+def test_every_stage_says_what_it_made_and_what_comes_next(chain):
+    _, out = chain
+    assert "600" in out["harvest"].stdout
+    assert "thresher train" in out["harvest"].stdout
+    assert "thresher encode run" in out["train"].stdout
+    assert "thresher stats run" in out["encode"].stdout
+    assert "figures" in out["stats"].stdout
+
+
+def test_the_store_is_whole_and_its_rows_are_the_tower_s(chain):
+    folder, _ = chain
+    rows = zarr.open_array(folder / "emoji.zarr/layers/4/resid_post/cls", mode="r")
+    assert rows.shape == (600, 192)
+    assert rows.dtype == np.float16
+    assert np.isfinite(rows[:]).all()
+    assert "every checksum as committed" in thresher("verify", "emoji.zarr", cwd=folder).stdout
+    described = json.loads(thresher("info", "emoji.zarr", "--json", cwd=folder).stdout)
+    assert described["n_rows"] == 600
+    assert described["n_held_out"] == 6
+    assert described["provenance"]["quick_gelu"] is False
+
+
+def test_the_run_directory_holds_what_the_design_says(chain):
+    folder, _ = chain
+    run = folder / "run"
+    for name in ("config.json", "sae.safetensors", "metrics.jsonl", "log.txt", "checkpoint", "features.zarr", "stats.zarr"):
+        assert (run / name).exists(), name
+    stats = json.loads((run / "stats.json").read_text())
+    for name in (
+        *("n_rows", "split", "d_in", "d_sae", "mse", "normalized_mse", "explained_variance", "explained_energy"),
+        *("l1", "n_dead", "l0", "uld"),
+    ):
+        assert name in stats, name
+    assert set(stats["l0"]) >= {"mean", "median", "p99", "max"}
+    assert stats["n_rows"] == 600
+    group = zarr.open_group(run / "stats.zarr", mode="r")
+    for name in ("n_active", "max", "mean_top", "label_entropy", "n_pos", "is_uld", "top_row", "top_value"):
+        assert name in group, name
+    assert group["top_row"].shape == (768, 20)
+
+
+def test_the_numbers_follow_from_the_stored_activations_and_weights_in_plain_numpy(chain):
+    from safetensors.numpy import load_file
+
+    folder, _ = chain
+    x = zarr.open_array(folder / "emoji.zarr/layers/4/resid_post/cls", mode="r")[:].astype(np.float64)
+    w = {k: v.astype(np.float64) for k, v in load_file(folder / "run/sae.safetensors").items()}
+    z = (x - w["input_mean"]) / w["input_scale"]
+    pre = (z - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    keep = np.argsort(-pre, axis=1)[:, :8]
+    f = np.zeros_like(pre)
+    np.put_along_axis(f, keep, np.maximum(np.take_along_axis(pre, keep, 1), 0), 1)
+    x_hat = (f @ w["W_dec"] + w["b_dec"]) * w["input_scale"] + w["input_mean"]
+    stats = json.loads((folder / "run/stats.json").read_text())
+    sse, sst = ((x - x_hat) ** 2).sum(), ((x - x.mean(0)) ** 2).sum()
+    assert stats["explained_variance"] == pytest.approx(1 - sse / sst, abs=1e-4)
+    assert stats["mse"] == pytest.approx(((x - x_hat) ** 2).mean(), rel=1e-3)
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    assert stats["normalized_mse"] == pytest.approx(((x - x_hat) ** 2 / norm).mean(), rel=1e-3)
+    assert stats["l1"] == pytest.approx(f.sum(1).mean(), rel=1e-3)
+    assert stats["l0"]["mean"] == pytest.approx((f > 0).sum(1).mean(), rel=1e-3)
+    group = zarr.open_group(folder / "run/stats.zarr", mode="r")
+    assert (np.abs(group["n_active"][:].astype(int) - (f > 0).sum(0)) <= 1).all()
+    top = -np.sort(-f, axis=0)[:20].T
+    np.testing.assert_allclose(group["top_value"][:], top, rtol=1e-3, atol=1e-3)
+
+
+def test_the_figures_are_pictures_with_something_in_them(chain):
+    folder, _ = chain
+    figures = sorted((folder / "run/figures").glob("*.png"))
+    assert len(figures) >= 5
+    for path in figures:
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert min(pixels.shape) > 200, path
+        assert pixels.std() > 5, path
+
+
+def test_a_second_run_of_a_command_overwrites_nothing(chain):
+    folder, _ = chain
+    before = (folder / "run/sae.safetensors").read_bytes()
+    thresher(*HARVEST, "emoji.zarr", cwd=folder)  # a finished harvest has nothing to do
+    refused("train", "emoji.zarr", "run", *TRAIN, says="run exists", cwd=folder)
+    refused("encode", "run", says="--overwrite", cwd=folder)
+    refused("stats", "run", says="--overwrite", cwd=folder)
+    assert (folder / "run/sae.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["harvest", "nowhere", "new.zarr"], 1, "nowhere"),
+        (["harvest", "quickstart", "new.zarr", "--model", "quickstart", "--layer", "9"], 2, "layer"),
+        (["harvest", "quickstart", "new.zarr", "--model", "ViT-L-41"], 2, "ViT-L-14"),
+        (["harvest", "quickstart", "emoji.zarr", "--model", "quickstart", "--layer", "3"], 1, "emoji.zarr"),
+        (["harvest", "quickstart", "new.zarr", "--dtype", "int8"], 2, "float16"),
+        (["train", "nowhere.zarr", "new-run"], 1, "nowhere.zarr"),
+        (["train", "emoji.zarr", "new-run", "--k", "100000"], 2, "k"),
+        (["train", "emoji.zarr", "new-run", "--resume"], 1, "new-run"),
+        (["train", "emoji.zarr", "run", "--resume", "--k", "9"], 1, "k"),
+        (["encode", "emoji.zarr"], 1, "run"),
+        (["stats", "nowhere"], 1, "nowhere"),
+        (["info", "nowhere"], 1, "nowhere"),
+        (["verify", "run"], 1, "run"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(chain, arguments, status, says):
+    folder, _ = chain
+    refused(*arguments, status=status, says=says, cwd=folder)
+    assert not (folder / "new.zarr").exists()
+    assert not (folder / "new-run").exists()
+
+
+def test_json_is_one_document_on_stdout(chain):
+    folder, _ = chain
+    for arguments in (["info", "run", "--json"], ["verify", "emoji.zarr", "--json"], ["doctor", "--json"]):
+        json.loads(thresher(*arguments, cwd=folder).stdout)
+
+
+def test_a_damaged_store_is_refused_and_verify_says_where(chain, tmp_path):
+    import shutil
+
+    folder, _ = chain
+    shutil.copytree(folder / "emoji.zarr", tmp_path / "emoji.zarr")
+    chunk = tmp_path / "emoji.zarr/layers/4/resid_post/cls/c/3/0"
+    data = bytearray(chunk.read_bytes())
+    data[1000] ^= 1
+    chunk.write_bytes(data)
+    done = thresher("verify", "emoji.zarr", status=1, cwd=tmp_path)
+    assert "layers/4/resid_post/cls, chunk 3, rows 192 to 255" in done.stdout
+    refused("train", "emoji.zarr", "run", *TRAIN, says="damaged", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["harvest", "train"])
+def test_ctrl_c_leaves_something_that_the_same_command_finishes(chain, tmp_path, stage):
+    folder, _ = chain
+    if stage == "harvest":
+        command, watched = [*HARVEST, "emoji.zarr"], tmp_path / "emoji.zarr/commits/rows/valid"
+        again = command
+    else:
+        train = [*TRAIN[:4], "--rows", "400000", *TRAIN[6:], "--checkpoint-every", "50"]
+        command = ["train", folder / "emoji.zarr", "run", *train]
+        watched, again = tmp_path / "run/checkpoint", ["train", folder / "emoji.zarr", "run", "--resume"]
+    process = subprocess.Popen(
+        [THRESHER, *map(str, command)], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (watched.exists() and any(watched.iterdir())):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in stderr
+    assert "Error: " in stderr.strip().splitlines()[-1]
+    thresher(*again, cwd=tmp_path)
+    if stage == "harvest":
+        for path in (folder / "emoji.zarr").rglob("*"):
+            if path.is_file():
+                other = tmp_path / "emoji.zarr" / path.relative_to(folder / "emoji.zarr")
+                assert path.read_bytes() == other.read_bytes(), path
