@@ -55,13 +55,19 @@ class TrainingState:
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> Path:
-    """Write the state, then remove older ones: at every moment one whole checkpoint stands."""
+    """Write the state, then remove older ones: at every moment one whole checkpoint stands.
+
+    `OSError` where it cannot be written; the checkpoint before it then stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state.step:010d}.safetensors"
     temporary = folder / ".checkpoint.tmp"
     record = {"format_version": _FORMAT_VERSION, "step": state.step, "adam_steps": state.adam.n_steps}
     tensors = {name: tensor.cpu() for name, tensor in state.tensors().items()}
-    save_file(tensors, temporary, {_METADATA_KEY: json.dumps(record, sort_keys=True)})
+    try:
+        save_file(tensors, temporary, {_METADATA_KEY: json.dumps(record, sort_keys=True)})
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(f"{path} could not be written: {error}. Make room, then go on with --resume.") from error
     descriptor = os.open(temporary, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -73,6 +73,7 @@ class SparseFeatures:
 
     def sum_by_row(self, entries: Tensor) -> Tensor:
         """Sums by row, in float64, of one number an entry: `(n,)`."""
-        # float64: an L1 or a count that feeds a statistic over 10^8 rows
-        sums = torch.zeros(self.n_rows, dtype=torch.float64, device=entries.device)
-        return sums.index_add_(0, self.rows(), entries.double())
+        # float64: an L1 or a count that feeds a statistic over 10^8 rows. On the CPU where a device has none.
+        device = "cpu" if entries.device.type == "mps" else entries.device
+        sums = torch.zeros(self.n_rows, dtype=torch.float64, device=device)
+        return sums.index_add_(0, self.rows().to(device), entries.to(device).double())

@@ -5,11 +5,12 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from ..progress import Reporter, Task, format_bytes
+from ..progress import Reporter, Task, format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import FolderLock
 from ..store.format import Site
@@ -23,7 +24,7 @@ from .metrics import ReconstructionResult, batch_metrics
 from .optimiser import UnitNormAdam, learning_rate
 from .options import TrainOptions
 from .resources import check_space, choose_device, disk_bytes, memory_bytes
-from .run_dir import CHECKPOINT, WEIGHTS, Run, RunLog, create_run, open_run
+from .run_dir import CHECKPOINT, WEIGHTS, Run, RunLog, create_run, make_folder, open_run
 from .signals import StopRequest
 from .step import Objective, StepResult, compute_step
 
@@ -97,12 +98,11 @@ def train(
             return _finished_result(run)
     else:
         check_space(run_path, activations.d_in, d_sae)
-        run = create_run(run_path, config, overwrite=options.overwrite)
-    lock = FolderLock(run_path)
-    try:
+        make_folder(run_path)
+    with closing(FolderLock(run_path)):  # before --overwrite removes anything
+        if not resume:
+            run = create_run(run_path, config, overwrite=options.overwrite)
         return _Training(run, options, activations, device, reporter).run()
-    finally:
-        lock.close()
 
 
 class _Training:
@@ -177,12 +177,15 @@ class _Training:
         if self._state.step:
             lines.append(f"resumed at step {self._state.step:,}, {steps_left:,} to go")
         for line in lines:
-            self._reporter.say(line)
-            self._log.say(line)
+            self._say(line)
         if options.warmup > options.steps:
             self._reporter.warn(
                 f"--warmup {options.warmup} exceeds the {options.steps} steps of the run: the rate never reaches --lr."
             )
+
+    def _say(self, line: str) -> None:
+        self._reporter.say(line)
+        self._log.say(line)
 
     def _passes(self) -> float:
         return self._options.steps * self._options.batch_size / self._loader.n_rows
@@ -205,6 +208,9 @@ class _Training:
                     now = time.monotonic()
                     rows_per_s = (state.step - last_log[1]) * options.batch_size / (now - last_log[0])
                     last_log = (now, state.step)
+                    if not fields and state.step < options.steps:
+                        rows_left = (options.steps - state.step) * options.batch_size
+                        self._say(f"about {format_s(rows_left / rows_per_s)} at {format_rate(rows_per_s)} rows/s")
                     fields = self._log_step(x, result, rows_per_s)
                 elif self._device.type == "cpu":
                     self._stop_if_not_finite()
@@ -246,6 +252,7 @@ class _Training:
 
     def _checkpoint(self) -> None:
         self._stop_if_not_finite()
+        self._stop_if_weights_are_not_finite()
         self._log.sync()
         save_checkpoint(self._run.path / CHECKPOINT, self._state)
 
@@ -308,15 +315,24 @@ class _Training:
                 f"its {len(rows):,} rows (store rows {rows[0]}, {rows[1 % len(rows)]}, ...) are finite: "
                 "training diverged; lower --lr or lengthen --warmup"
             )
+        self._stop_for_good(f"the loss of step {step + 1:,} is not finite; {cause}")
+
+    def _stop_if_weights_are_not_finite(self) -> None:
+        """The last update may have broken what the loss before it could not show."""
+        if not all(bool(torch.isfinite(weight).all()) for weight in self._state.sae.parameters()):
+            step = self._state.step
+            self._stop_for_good(f"the weights after step {step:,} are not finite; lower --lr or lengthen --warmup")
+
+    def _stop_for_good(self, text: str) -> NoReturn:
         checkpoint = newest_checkpoint(self._run.path / CHECKPOINT)
         kept = f"The last good checkpoint is {checkpoint}." if checkpoint else "There is no checkpoint before it."
-        text = f"the loss of step {step + 1:,} is not finite; {cause}. {kept}"
         self._log.say(text)
-        raise TrainingStopped(f"{self._run.path}: {text}")
+        raise TrainingStopped(f"{self._run.path}: {text}. {kept}")
 
     def _finish(self, held_out: ReconstructionResult | None, seconds: float, rows_per_s: float) -> TrainResult:
         options, state = self._options, self._state
         self._stop_if_not_finite()
+        self._stop_if_weights_are_not_finite()
         self._log.say(f"finished {options.steps:,} steps")
         self._log.sync()
         state.sae.save(self._run.path / WEIGHTS)

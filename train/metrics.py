@@ -88,10 +88,9 @@ class ReconstructionMetrics:
         if n == 0:
             return
         if isinstance(f, SparseFeatures):
-            l1 = f.value.double().sum()
-            l0, l0_above = f.indptr.diff(), f.sum_by_row(f.value > L0_THRESHOLD).long()
+            l1, l0, l0_above = f.sum_by_row(f.value).sum(), f.indptr.diff(), f.sum_by_row(f.value > L0_THRESHOLD).long()
         else:
-            l1, l0, l0_above = f.double().sum(), (f > 0).sum(1), (f > L0_THRESHOLD).sum(1)
+            l1, l0, l0_above = f.cpu().double().sum(), (f > 0).sum(1), (f > L0_THRESHOLD).sum(1)
         self._l1 += float(l1)
         self._l0 += np.bincount(l0.cpu().numpy(), minlength=len(self._l0))
         self._l0_above += np.bincount(l0_above.cpu().numpy(), minlength=len(self._l0))

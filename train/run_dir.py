@@ -116,9 +116,18 @@ def open_run(path: Path | str) -> Run:
     return Run(path, config)
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder of a run where there is none; `StoreError` where a file is in its way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise StoreError(f"{path} cannot be a run directory: a file is in its way. Choose another RUN.") from None
+
+
 def create_run(path: Path, config: Mapping[str, Any], *, overwrite: bool) -> Run:
     """Make a run directory; `StoreError` where `path` is taken, unless it is a run and `overwrite` is set."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    make_folder(path)
+    if any(path.iterdir()):
         is_run = (path / CONFIG).exists()
         if not is_run:
             raise StoreError(f"{path} exists and is not a run directory: choose another RUN.")
@@ -129,7 +138,6 @@ def create_run(path: Path, config: Mapping[str, Any], *, overwrite: bool) -> Run
         # The configuration goes last: a killed overwrite still leaves a run that --overwrite knows.
         for name in (*RUN_FILES[1:], CONFIG):
             _remove(path / name)
-    path.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, "format_version": FORMAT_VERSION, **config}
     write_atomically(path / CONFIG, json.dumps(record, indent=1).encode() + b"\n")
     return Run(path, json.loads(json.dumps(record)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError
+from thresher.store.files import FolderLock
 from thresher.store.format import Site
 from thresher.store.reader import open_store
 from thresher.train.loop import TrainingStopped, train
@@ -256,6 +258,44 @@ def test_divergence_stops_with_the_step_the_rows_and_the_last_checkpoint(small_s
     with pytest.raises(TrainingStopped, match=r"the loss of step \d+ is not finite.*diverged; lower --lr"):
         train(replace(RELU, lr=1e30, warmup=0), small_store, tmp_path / "run")
     assert not (tmp_path / "run/sae.safetensors").exists()
+
+
+def test_weights_that_the_last_step_broke_are_never_saved(small_store, tmp_path):
+    with pytest.raises(TrainingStopped, match=r"the weights after step 1 are not finite; lower --lr"):
+        train(replace(RELU, lr=1e38, warmup=0, rows=64), small_store, tmp_path / "run")
+    assert not (tmp_path / "run/sae.safetensors").exists()
+
+
+def test_a_file_in_the_way_of_the_run_is_left_alone(small_store, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    for path in (tmp_path / "run", tmp_path / "run/below"):
+        with pytest.raises(StoreError, match="a file is in its way"):
+            train(replace(TOPK, overwrite=True), small_store, path)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_run_that_another_process_trains_is_refused(small_store, tmp_path):
+    train(TOPK, small_store, tmp_path / "run")
+    lock = FolderLock(tmp_path / "run")
+    with pytest.raises(StoreError, match="another process"):
+        train(replace(TOPK, overwrite=True), small_store, tmp_path / "run")
+    lock.close()
+    assert open_run(tmp_path / "run").is_finished
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before_it(small_store, tmp_path):
+    train(TOPK, small_store, tmp_path / "unbroken")
+    with pytest.raises(TrainingStopped):
+        train(TOPK, small_store, tmp_path / "run", StopAt(5))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # a file may grow to 20 kB; a checkpoint has 60
+    try:
+        with pytest.raises(OSError, match=r"step-0000000007\.safetensors could not be written.*--resume"):
+            train(TOPK, small_store, tmp_path / "run", resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    train(TOPK, small_store, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "unbroken")
 
 
 def test_non_finite_rows_are_named(small_store, tmp_path, monkeypatch):
