@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..progress import Task
-from .columns import Column
+from .columns import CHUNK, Column
 
 _SORTED_AT_ONCE = 1 << 22  # entries a range: 64 MB as records, twice that while it is sorted
 
@@ -49,7 +49,7 @@ def write_by_feature(
     record = np.dtype([("row", row_dtype), ("feature", np.uint32), ("value", np.float32)])
     indptr = np.concatenate(([0], np.cumsum(n_active))).astype(np.uint64)
     columns = {
-        "indptr": Column(group, "by_feature/indptr", np.uint64),
+        "indptr": Column(group, "by_feature/indptr", np.uint64, chunk=min(CHUNK, len(indptr))),
         "row": Column(group, "by_feature/row", row_dtype),
         "value": Column(group, "by_feature/value", np.float32),
     }

@@ -18,6 +18,7 @@ from ..store.provenance import Provenance
 from ..store.reader import ActivationArray, ActivationStore, open_store
 from . import features as format_
 from .by_feature import write_by_feature
+from .columns import CHUNK
 from .encoded_block import EncodedBlock, encode_block
 from .features import FEATURES_ZARR, FeaturesInfo
 from .folders import new_folder, refuse_existing
@@ -158,7 +159,8 @@ def _predict_bytes(source: _Source, options: EncodeOptions) -> int:
     source.array.read_runs(starts, np.full(runs, length), sample)
     block = encode_block(source.sae, source.array, sample, tile_features=options.tile_features)
     nnz = len(block.index) / len(sample) * n
-    return int(2 * _ENTRY_BYTES * nnz + _ROW_BYTES * source.store.n_rows + 8 * source.sae.d_sae)
+    last_chunks = 4 * 4 * CHUNK  # of index and value, by row and by feature: chunks are written whole
+    return int(2 * _ENTRY_BYTES * nnz + last_chunks + _ROW_BYTES * source.store.n_rows + 8 * source.sae.d_sae)
 
 
 def _check_size(predicted: int, path: Path, options: EncodeOptions, reporter: Reporter) -> None:
@@ -218,7 +220,7 @@ def _write_rows(
     source: _Source, group: Any, n_active: NDArray[np.int64], options: EncodeOptions, reporter: Reporter
 ) -> list[SectionSums]:
     """Write every array that goes by rows; count each feature's entries into `n_active`."""
-    columns, store = RowColumns(group), source.store
+    columns, store = RowColumns(group, source.store.n_rows), source.store
     sections: list[SectionSums] = []
     rows_at_once = section_rows(store.n_rows)
     with reporter.task("encoding", source.stop - source.start, "rows") as task:

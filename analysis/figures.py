@@ -82,11 +82,12 @@ def density_figure(statistics: FeatureStatistics, split: UldSplit) -> "Figure":
     alive = statistics.is_alive
     log_density = np.log10(statistics.density[alive])
     with _figure(height_in=3.4) as (figure, axes):
-        edges = _edges(log_density, width=0.1)
+        edges = _log_edges(log_density)
         _histogram(axes, log_density, edges, _is_uld(split, alive))
         axes.set_xlabel("density: share of rows on which the feature is > 0 (log scale)")
         axes.set_title(f"Feature density over {statistics.n_rows:,} rows")
-        _power_ticks(axes)
+        axes.set_xlim(edges[0] - 0.05, edges[-1] + 0.05)
+        _log_ticks(axes)
         n_dead = int((~alive).sum())
         lines = [f"{statistics.d_sae:,} features", f"{n_dead:,} dead (never > 0 on these rows)"]
         if len(log_density):
@@ -114,7 +115,7 @@ def label_entropy_figure(statistics: FeatureStatistics, split: UldSplit) -> "Fig
         ]
         if defined.any():
             lines.append(f"median {float(np.median(entropy[defined])):.2f} nats")
-        _note(axes, lines, entropy[defined], edges)
+        _note(axes, lines, entropy[defined], edges, right=0.9)  # left of the ceiling
         return figure
 
 
@@ -146,12 +147,11 @@ def scatter_figure(statistics: FeatureStatistics, split: UldSplit) -> "Figure":
         points.set_alpha(0.85)
         axes.set_xlabel("density (log scale)")
         axes.set_ylabel(f"mean of the up to {statistics.k} largest activations (log scale)")
-        _power_ticks(axes)
-        _power_ticks(axes, vertical=True)
-        x_edges, y_edges = _edges(x, width=0.1), _edges(y, width=0.1)
-        # Histograms only set limits from data with room for the dots of the outermost features.
-        axes.set_xlim(x_edges[0] - 0.05, x_edges[-1] + 0.05)
-        axes.set_ylim(y_edges[0] - 0.05, y_edges[-1] + 0.05)
+        x_edges, y_edges = _log_edges(x), _log_edges(y)
+        axes.set_xlim(x_edges[0] - 0.03, x_edges[-1] + 0.03)
+        axes.set_ylim(y_edges[0] - 0.03, y_edges[-1] + 0.03)
+        _log_ticks(axes)
+        _log_ticks(axes, vertical=True)
         _histogram(top, x, x_edges, _is_uld(split, alive))
         _histogram(right, y, y_edges, _is_uld(split, alive), orientation="horizontal")
         top.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
@@ -162,11 +162,12 @@ def scatter_figure(statistics: FeatureStatistics, split: UldSplit) -> "Figure":
         if split.threshold is not None:
             for each in (axes, right):
                 each.axhline(split.threshold, color=VERMILION, linewidth=1.0, linestyle="--")
-            axes.text(
-                0.99,
-                split.threshold,
-                f"below: ultra-low-density cluster, {int(split.is_uld.sum()):,} features ",
-                transform=axes.get_yaxis_transform(),
+            axes.annotate(
+                f"below: ultra-low-density cluster, {int(split.is_uld.sum()):,} features",
+                (0.99, split.threshold),
+                xycoords=axes.get_yaxis_transform(),
+                xytext=(0, 3),
+                textcoords="offset points",
                 ha="right",
                 va="bottom",
                 color=VERMILION,
@@ -201,7 +202,8 @@ def l0_figure(statistics: FeatureStatistics) -> "Figure":
         axes.set_xlabel("L0: number of features on a row")
         axes.set_ylabel("share of rows per unit of L0")
         axes.set_title(f"L0 over {statistics.n_rows:,} rows")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend: a TopK SAE has one bar as high as the axes
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="upper right")
         return figure
 
@@ -248,13 +250,16 @@ def training_figure(metrics: list[dict[str, Any]]) -> "Figure":
                 rows, values = np.array(points).T
                 marker = "o" if len(points) < 30 and split == "heldout" else None
                 axes.plot(rows, values, color=colour, linewidth=1.0, marker=marker, markersize=3, label=shown)
-            if log and axes.lines:
+            if log and _spread(axes) > 3:
                 axes.set_yscale("log")
                 _plain_log_labels(axes)
+            elif name == "l0" and axes.lines:
+                axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
             if name == "explained_variance" and axes.lines:
                 _crop_start(axes)
-            if name == "share_dead":
-                axes.set_ylim(bottom=0)
+            if name == "share_dead" and axes.lines:
+                most = max(0.01, axes.get_ylim()[1])
+                axes.set_ylim(-0.02 * most, most)  # a line of zeros stands clear of the frame
             axes.set_ylabel(label)
             axes.grid(color="#E5E5E5", linewidth=0.6)
         for axes in grid[-1]:
@@ -271,6 +276,12 @@ def _number(value: Any) -> float | None:
     if isinstance(value, dict):
         value = value.get("mean")
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _spread(axes: "Axes") -> float:
+    """Largest over smallest value of the lines; 1 where there are none."""
+    values = np.concatenate([np.asarray(line.get_ydata(), np.float64) for line in axes.lines] or [np.ones(1)])
+    return float(values.max() / values.min())
 
 
 def _crop_start(axes: "Axes") -> None:
@@ -324,12 +335,13 @@ def _is_uld(split: UldSplit, of: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     return None if split.threshold is None else split.is_uld[of]
 
 
-def _edges(values: NDArray[np.floating[Any]], *, width: float) -> NDArray[np.float64]:
-    """Edges of bins of one width that hold all values; one bin's worth when there are none."""
+def _log_edges(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Edges of 20 to 60 bins of one round width in log10 that hold all values; one decade when there are none."""
     if len(values) == 0:
         return np.array([-1.0, 0.0])
-    first, last = math.floor(float(values.min()) / width), math.floor(float(values.max()) / width) + 1
-    return np.arange(first, last + 1) * width
+    low, high = float(values.min()), float(values.max())
+    width = next((w for w in (0.1, 0.05, 0.02) if high - low >= 20 * w), 0.01)
+    return np.arange(math.floor(low / width), math.floor(high / width) + 2) * width
 
 
 def _histogram(
@@ -364,7 +376,14 @@ def _histogram(
     (axes.set_ylabel if vertical else axes.set_xlabel)("features" if is_uld is None else "features (log)")
 
 
-def _note(axes: "Axes", lines: list[str], values: NDArray[np.floating[Any]], edges: NDArray[np.float64]) -> None:
+def _note(
+    axes: "Axes",
+    lines: list[str],
+    values: NDArray[np.floating[Any]],
+    edges: NDArray[np.float64],
+    *,
+    right: float = 0.98,
+) -> None:
     """Put the counts, and the legend where there are two colours, above the bars on the side where they are lower."""
     counts, _ = np.histogram(values, bins=edges)
     half = len(counts) // 2
@@ -372,7 +391,7 @@ def _note(axes: "Axes", lines: list[str], values: NDArray[np.floating[Any]], edg
     most = max(1.0, float(counts.max(initial=0)))
     # Room for the lines of text above the bars.
     axes.set_ylim(top=most * 25 if axes.get_yscale() == "log" else most * 1.35)
-    x = 0.02 if side == "left" else 0.98
+    x = 0.02 if side == "left" else right
     axes.text(x, 0.98, "\n".join(lines), transform=axes.transAxes, ha=side, va="top", fontsize=8)
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
@@ -380,11 +399,19 @@ def _note(axes: "Axes", lines: list[str], values: NDArray[np.floating[Any]], edg
         axes.legend(handles, labels, loc=f"upper {side}", bbox_to_anchor=(x, below), borderpad=0, borderaxespad=0)
 
 
-def _power_ticks(axes: "Axes", *, vertical: bool = False) -> None:
-    """Label an axis of logarithms with the powers of ten, and tick their multiples."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator
+def _log_ticks(axes: "Axes", *, vertical: bool = False) -> None:
+    """Label an axis of logarithms with the numbers themselves: powers of ten, or more where it spans little."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter
 
     axis = axes.yaxis if vertical else axes.xaxis
-    axis.set_major_locator(MultipleLocator(1.0))
-    axis.set_minor_locator(FixedLocator([p + math.log10(m) for p in range(-12, 7) for m in range(2, 10)]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))
+    low, high = axes.get_ylim() if vertical else axes.get_xlim()
+    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
+    if high - low > 1.5:
+        axis.set_major_locator(FixedLocator(list(powers)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"$10^{{{value:.0f}}}$"))
+    else:
+        labelled = (1, 2, 3, 4, 5, 6, 8) if high - low < 1.0 else (1, 2, 5)
+        axis.set_major_locator(FixedLocator([p + math.log10(m) for p in powers for m in labelled]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
+    axis.set_minor_locator(FixedLocator([p + math.log10(m) for p in powers for m in range(2, 10)]))
+    (axes.set_ylim if vertical else axes.set_xlim)(low, high)

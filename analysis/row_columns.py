@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .columns import Column
+from .columns import CHUNK, Column
 from .features import NOT_ENCODED
 
 if TYPE_CHECKING:
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 class RowColumns:
     """The arrays of `features.zarr` that grow row by row."""
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: Any, n_rows: int) -> None:
+        chunk = min(CHUNK, n_rows + 1)  # a chunk is written whole: short arrays are not padded to a megabyte
         self._row = {
-            "split": Column(group, "rows/split", np.uint8),
-            "valid": Column(group, "rows/valid", np.bool_),
-            "label": Column(group, "rows/label", np.int32),
-            "x_norm": Column(group, "rows/x_norm", np.float32),
-            "sse": Column(group, "rows/sse", np.float32),
-            "cosine": Column(group, "rows/cosine", np.float32),
+            "split": Column(group, "rows/split", np.uint8, chunk=chunk),
+            "valid": Column(group, "rows/valid", np.bool_, chunk=chunk),
+            "label": Column(group, "rows/label", np.int32, chunk=chunk),
+            "x_norm": Column(group, "rows/x_norm", np.float32, chunk=chunk),
+            "sse": Column(group, "rows/sse", np.float32, chunk=chunk),
+            "cosine": Column(group, "rows/cosine", np.float32, chunk=chunk),
         }
-        self._indptr = Column(group, "indptr", np.uint64)
+        self._indptr = Column(group, "indptr", np.uint64, chunk=chunk)
         self._index = Column(group, "index", np.uint32)
         self._value = Column(group, "value", np.float32)
         self._indptr.append(np.zeros(1, np.uint64))

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
 
 IMAGES_PER_FEATURE = 16
-_COLUMNS = 8
+_COLUMNS = 16
 _GAP = 6
 _MARGIN = 16
 _HEADER = 26
 _CAPTION = 30
 _BLOCK_GAP = 14
-_CELL = 128
+_CELL = 96
 """Pixels of a thumbnail's longer side as it is shown, whatever side it is stored with."""
 _BLACK, _GREY, _PAPER = (20, 20, 20), (95, 95, 95), (255, 255, 255)
 
@@ -93,7 +93,7 @@ def selective_features(statistics: FeatureStatistics, split: UldSplit, n: int) -
 def contact_sheet(
     store: ActivationStore, statistics: FeatureStatistics, features: NDArray[np.int64], title: str
 ) -> bytes:
-    """PNG of the up to 16 images on which each feature is largest, most first, a block of two lines a feature."""
+    """PNG of the up to 16 images on which each feature is largest, most first, one line a feature."""
     from PIL import Image, ImageDraw
 
     per_feature = min(IMAGES_PER_FEATURE, statistics.k)
@@ -148,7 +148,7 @@ def _draw_cell(
     names = store.label_names
     name = "no label" if label < 0 else names[label] if names and label < len(names) else f"label {label}"
     draw.text((x, y + _CELL + 1), _fit(draw, name, font, _CELL), _BLACK, font)
-    draw.text((x, y + _CELL + 14), f"{value:.3g}", _GREY, font)
+    draw.text((x, y + _CELL + 14), _short(value), _GREY, font)
 
 
 def _describe(statistics: FeatureStatistics, feature: int) -> str:
@@ -162,9 +162,13 @@ def _describe(statistics: FeatureStatistics, feature: int) -> str:
         else f"label entropy undefined ({int(statistics.n_labelled[feature])} labelled rows)"
     )
     return (
-        f"feature {feature}    density {statistics.density[feature]:.2e} ({n_active:,} rows)    "
-        f"mean top activation {float(statistics.mean_top[feature]):.3g}    {told}"
+        f"feature {feature}      density {100 * statistics.density[feature]:.3g} % ({n_active:,} rows)      "
+        f"mean top activation {_short(float(statistics.mean_top[feature]))}      {told}"
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _fit(draw: "ImageDraw", text: str, font: "FreeTypeFont | Any", width: int) -> str:

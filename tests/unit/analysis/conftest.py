@@ -96,7 +96,7 @@ def write_features(tmp_path: Path) -> Callable[..., Path]:
         row, index = np.nonzero(np.where(valid[:, None], f, 0))
         counts = np.bincount(row, minlength=len(f))
         numbers = np.ones(int(valid.sum()))
-        columns = RowColumns(group)
+        columns = RowColumns(group, len(f))
         columns.append(
             split,
             labels.astype(np.int32),

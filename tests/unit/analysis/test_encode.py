@@ -155,13 +155,14 @@ def test_features_past_the_limit_need_force(make_store, make_run):
         encode(run.path, tight)
     assert not (run.path / "features.zarr").exists()
     result = encode(run.path, replace(tight, force=True))
-    assert result.predicted_bytes > 1000
+    assert 1000 < result.written_bytes < result.predicted_bytes
 
 
 def test_the_predicted_number_of_entries_is_close(make_store, make_run):
     run = make_run(make_store(n=3000).path)
     result = encode(run.path)
-    per_row = (result.predicted_bytes - 8 * 24) / 3000 - 26
+    last_chunks = 4 * 2**20  # chunks of index and value are written whole
+    per_row = (result.predicted_bytes - last_chunks - 8 * 24) / 3000 - 26
     assert per_row / 16 == pytest.approx(result.mean_l0, rel=0.05)
 
 

@@ -224,7 +224,7 @@ def test_the_first_picture_of_a_feature_is_its_largest_row(encoded_run, monkeypa
     result = stats(encoded_run.path, replace(QUICK, figures=True, sheet_features=(7,)))
     with Image.open(result.sheets[0]) as sheet:
         for i, row in enumerate(result.statistics.top_row[7, :16].tolist()):
-            x, y = 16 + i % 8 * 134 + 64, 16 + 26 + 26 + i // 8 * 158 + 64
+            x, y = 16 + i * 102 + 48, 16 + 26 + 26 + 48
             assert sheet.getpixel((x, y)) == colours[row]
 
 
