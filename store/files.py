@@ -4,9 +4,13 @@ import errno
 import fcntl
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import StoreError
+
+_SYNCS_AT_ONCE = 8
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
@@ -15,7 +19,27 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     One process owns a path, so the temporary name is fixed: what a killed process leaves behind, its successor
     overwrites.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_all_atomically({path: parts})
+
+
+def write_all_atomically(files: Mapping[Path, Sequence[bytes | memoryview]]) -> None:
+    """Write several files, each atomically, in no order; when this returns, all of them are durable.
+
+    Their syncs run side by side: a disk takes ten in little more than the time of one.
+    """
+    folders = {path.parent for path in files}
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    if len(files) == 1:
+        _write_synced(*next(iter(files.items())))
+        sync_folder(*folders)
+        return
+    with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
+        list(pool.map(_write_synced, files.keys(), files.values()))
+        list(pool.map(sync_folder, folders))
+
+
+def _write_synced(path: Path, parts: Sequence[bytes | memoryview]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb") as file:
         for part in parts:
@@ -23,7 +47,6 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

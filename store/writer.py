@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import format as f
 from .codec import ChunkCodec, seal
 from .errors import StoreError
-from .files import FolderLock, write_atomically
+from .files import FolderLock, write_all_atomically, write_atomically
 from .provenance import Provenance
 from .records import crc32c, encode_record, to_hex, write_record
 
@@ -114,9 +114,7 @@ def create_store(
     lock = FolderLock(path)
     write_atomically(path / f.CREATING, b"")
     documents = _metadata(spec, keys)
-    for name, document in documents.items():
-        if name != f.GROUP_JSON:
-            write_atomically(path / name, document)
+    write_all_atomically({path / name: [document] for name, document in documents.items() if name != f.GROUP_JSON})
     record = {"files": {name: to_hex(crc32c(document)) for name, document in sorted(documents.items())}}
     write_record(path / f.METADATA_RECORD, record)
     metadata_crc32c = to_hex(crc32c(encode_record(record)))
@@ -132,7 +130,8 @@ def create_store(
             part = values[chunk * f.STATIC_CHUNK : (chunk + 1) * f.STATIC_CHUNK]
             padded = np.zeros(min(f.STATIC_CHUNK, len(values)), values.dtype)
             padded[: len(part)] = part
-            committed = write_chunk_file(path, name, chunk, padded, ChunkCodec("none"))
+            parts, committed = encode_chunk(padded, ChunkCodec("none"))
+            write_atomically(path / f.chunk_file(name, chunk, 1), *parts)
             write_record(path / f.record_file(name, chunk), committed | {"metadata_crc32c": metadata_crc32c})
     write_atomically(path / f.GROUP_JSON, documents[f.GROUP_JSON])
     (path / f.CREATING).unlink()
@@ -241,23 +240,27 @@ class StoreWriter:
         start, stop = self.chunk_rows(chunk)
         if set(values) != set(self.spec.sites) or valid.shape != (stop - start,):
             raise ValueError(f"chunk {chunk} needs {len(self.spec.sites)} sites of {stop - start} rows each")
-        committed: dict[str, dict[str, Any]] = {}
+        files: dict[Path, Sequence[bytes | memoryview]] = {}
+        records: dict[str, dict[str, Any]] = {}
+        common = {"rows": [start, stop], "metadata_crc32c": self._metadata_crc32c}
         for site, rows in values.items():
             block, max_abs = self._cast(rows, valid, site, start)
-            written = write_chunk_file(self.path, site.path, chunk, block, self._codec)
-            committed[site.path] = written | {"max_abs": max_abs, "valid_rows": int(valid.sum())}
+            path = self.path / f.chunk_file(site.path, chunk, 2)
+            files[path], committed = encode_chunk(block, self._codec)
+            committed |= {"max_abs": max_abs, "valid_rows": int(valid.sum())}
+            records[f.record_file(site.path, chunk)] = committed | common
         padded = np.zeros(self.spec.rows_per_chunk, np.bool_)
         padded[: len(valid)] = valid
+        files[self.path / f.chunk_file(f.ROW_VALID, chunk, 1)], committed = encode_chunk(padded, ChunkCodec("none"))
         reasons = [[int(row), reason] for row, reason in unreadable]
-        written = write_chunk_file(self.path, f.ROW_VALID, chunk, padded, ChunkCodec("none"))
-        committed[f.ROW_VALID] = written | {"valid_rows": int(valid.sum()), "unreadable": reasons}
+        committed |= {"valid_rows": int(valid.sum()), "unreadable": reasons}
+        records[f.record_file(f.ROW_VALID, chunk)] = committed | common
         if self.spec.thumbnail_px is not None:
-            write_record(
-                self.path / f.thumbs_record_file(chunk), self._write_thumbnails(chunk, stop - start, thumbnails)
-            )
-        for name, record in committed.items():
-            record |= {"rows": [start, stop], "metadata_crc32c": self._metadata_crc32c}
-            write_record(self.path / f.record_file(name, chunk), record)
+            pictures, record = _encode_thumbnails(chunk, stop - start, thumbnails)
+            files |= {self.path / name: parts for name, parts in pictures.items()}
+            records[f.thumbs_record_file(chunk)] = record
+        write_all_atomically(files)
+        write_all_atomically({self.path / name: [encode_record(record)] for name, record in records.items()})
         if chunk in self.pending:
             self.pending.remove(chunk)
 
@@ -301,25 +304,28 @@ class StoreWriter:
         block[: len(rows)][valid] = cast[valid]
         return block, max_abs
 
-    def _write_thumbnails(self, chunk: int, n_rows: int, thumbnails: Sequence[bytes | None] | None) -> dict[str, Any]:
-        blobs = [blob or b"" for blob in (thumbnails if thumbnails is not None else [None] * n_rows)]
-        if len(blobs) != n_rows:
-            raise ValueError(f"chunk {chunk} needs {n_rows} thumbnails, not {len(blobs)}")
-        offset = np.concatenate(([0], np.cumsum([len(blob) for blob in blobs]))).astype(np.uint64)
-        blob = np.frombuffer(b"".join(blobs) or b"\0", np.uint8)
-        folder = f"{f.THUMBS}/{chunk}"
-        arrays: dict[str, NDArray[Any]] = {"blob": blob, "offset": offset}
-        documents = {f"{folder}/zarr.json": _group_document({})} | {
-            f"{folder}/{name}/zarr.json": _array_document(values.shape, values.shape, values.dtype, 0, "none", {})
-            for name, values in arrays.items()
-        }
-        for name, document in documents.items():
-            write_atomically(self.path / name, document)
-        chunks = {
-            name: write_chunk_file(self.path, f"{folder}/{name}", 0, values, ChunkCodec("none"))
-            for name, values in arrays.items()
-        }
-        return {"files": {name: to_hex(crc32c(document)) for name, document in documents.items()}, "chunks": chunks}
+
+def _encode_thumbnails(
+    chunk: int, n_rows: int, thumbnails: Sequence[bytes | None] | None
+) -> tuple[dict[str, list[bytes | memoryview]], dict[str, Any]]:
+    """The files of a chunk's thumbnails by path, and their commit record."""
+    blobs = [blob or b"" for blob in (thumbnails if thumbnails is not None else [None] * n_rows)]
+    if len(blobs) != n_rows:
+        raise ValueError(f"chunk {chunk} needs {n_rows} thumbnails, not {len(blobs)}")
+    folder = f"{f.THUMBS}/{chunk}"
+    arrays: dict[str, NDArray[Any]] = {
+        "blob": np.frombuffer(b"".join(blobs) or b"\0", np.uint8),
+        "offset": np.concatenate(([0], np.cumsum([len(blob) for blob in blobs]))).astype(np.uint64),
+    }
+    documents = {f"{folder}/zarr.json": _group_document({})} | {
+        f"{folder}/{name}/zarr.json": _array_document(values.shape, values.shape, values.dtype, 0, "none", {})
+        for name, values in arrays.items()
+    }
+    files: dict[str, list[bytes | memoryview]] = {name: [document] for name, document in documents.items()}
+    chunks = {}
+    for name, values in arrays.items():
+        files[f.chunk_file(f"{folder}/{name}", 0, 1)], chunks[name] = encode_chunk(values, ChunkCodec("none"))
+    return files, {"files": {name: to_hex(crc32c(text)) for name, text in documents.items()}, "chunks": chunks}
 
 
 def to_bfloat16(rows: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -328,12 +334,11 @@ def to_bfloat16(rows: NDArray[np.float32]) -> NDArray[np.uint16]:
     return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
 
 
-def write_chunk_file(root: Path, array: str, chunk: int, values: NDArray[Any], codec: ChunkCodec) -> dict[str, Any]:
-    """Write one chunk's file; what its commit record says of its bytes."""
+def encode_chunk(values: NDArray[Any], codec: ChunkCodec) -> tuple[list[bytes | memoryview], dict[str, Any]]:
+    """The bytes of a chunk's file, in parts, and what its commit record says of them."""
     payload = codec.encode(values)
     checksum_bytes, checksum = seal(payload)
-    write_atomically(root / f.chunk_file(array, chunk, values.ndim), payload, checksum_bytes)
-    return {"bytes": len(payload) + len(checksum_bytes), "crc32c": to_hex(checksum)}
+    return [payload, checksum_bytes], {"bytes": len(payload) + len(checksum_bytes), "crc32c": to_hex(checksum)}
 
 
 def keys_sha256(keys: Sequence[bytes], labels: NDArray[np.signedinteger[Any]]) -> str:
