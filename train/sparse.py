@@ -55,10 +55,6 @@ class ActivePairs:
             left.contiguous(), rows, self.feature, self.offsets, self.row, _SUM_MODE, _NO_PADDING
         )
 
-    def sum_by_feature(self, weight: Tensor, n_features: int) -> Tensor:
-        """Sums of `weight` (nnz,) by feature: (F,)."""
-        return weight.new_zeros(n_features).index_add_(0, self.feature, weight)
-
     def by_feature(self, n_features: int) -> "FeaturePairs":
         """The same pairs in order of feature."""
         feature, order = self.feature.sort(stable=True)
@@ -83,3 +79,7 @@ class FeaturePairs:
         return torch.nn.functional.embedding_bag(
             self.row, right, self.offsets, mode="sum", per_sample_weights=weight[self.order]
         )
+
+    def sums(self, weight: Tensor, n_rows: int) -> Tensor:
+        """Column sums of M (n, F): (F,). Added in a fixed order, which `index_add_` on a GPU is not."""
+        return self.times(weight, weight.new_ones(n_rows, 1)).squeeze(1)

@@ -155,7 +155,7 @@ def _topk_step(sae: TopKSae, z: Tensor, dead: Tensor | None, objective: Objectiv
         dead_loss = term.value
         _add_dead(gradients, dead, term, centred)
     _finish_b_dec(gradients, sae)
-    fired = pairs.sum_by_feature(pairs.value, sae.d_sae) > 0
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=z.device).index_fill_(0, pairs.feature[is_active], True)
     loss = error.value + dead_loss
     l0, l1 = is_active.sum() / n, pairs.value.sum() / n
     return StepResult(gradients, loss, error.value, l1, dead_loss, l0, fired, residual, True)
@@ -168,7 +168,7 @@ def _pair_gradients(
     by_feature = pairs.by_feature(sae.d_sae)
     return Gradients(
         by_feature.times(d_pre, centred),
-        pairs.sum_by_feature(d_pre, sae.d_sae),
+        by_feature.sums(d_pre, len(centred)),
         by_feature.times(pairs.value, error.gradient),
         error.gradient.sum(0),
     )
