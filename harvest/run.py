@@ -23,6 +23,7 @@ from ..store.shuffle import random_row_order
 from ..store.writer import StoreSpec, StoreWriter, create_store, keys_sha256, predicted_bytes, resume_store
 from .batches import Batch, RowDecoder, decoded_batches
 from .decode import THUMBNAIL_PX
+from .forward import Rows, TowerRunner
 from .images import ImageSet, open_images
 from .options import HarvestOptions
 from .sites import capture, relative_errors, resolve_sites
@@ -251,8 +252,7 @@ def _announce(
     """Say what will be written and how long it takes, measured on one batch."""
     start, stop = writer.chunk_rows(writer.pending[0])
     first = job.decoder[start, min(stop, start + options.batch_size)]
-    _forward_s(job, first)  # the first pass of a process is slower: kernels are chosen, memory is taken
-    forward_s = _forward_s(job, first)
+    forward_s = _forward_s(options, job, first)
     decode_s = first.decode_s / max(1, options.workers)
     on_cpu = job.tower.device.type == "cpu"  # where decoding and the tower share the cores
     total_s = n_left / len(first.valid) * (forward_s + decode_s if on_cpu else max(forward_s, decode_s))
@@ -265,11 +265,21 @@ def _announce(
     )
 
 
-def _forward_s(job: _Job, batch: Batch) -> float:
-    started = time.perf_counter()
-    rows = capture(job.tower, job.tower.normalise(batch.pixels), job.sites)
-    rows[job.sites[0]].cpu()  # waits for the device
-    return time.perf_counter() - started
+def _forward_s(options: HarvestOptions, job: _Job, batch: Batch) -> float:
+    """Seconds per batch, with as many at a time as the harvest will run."""
+    with TowerRunner(job.tower, job.sites, _n_batches(options, job)) as runner:
+        for _ in range(2):  # the first pass of a process is slower: kernels are chosen, memory is taken
+            started = time.perf_counter()
+            for future in [runner.submit(batch.pixels) for _ in range(runner.n_parallel)]:
+                future.result()[job.sites[0]].cpu()  # waits for the device
+            seconds = (time.perf_counter() - started) / runner.n_parallel
+    return seconds
+
+
+def _n_batches(options: HarvestOptions, job: _Job) -> int:
+    """Batches of the whole store; none straddles two chunks."""
+    full, rest = divmod(job.spec.n_rows, options.rows_per_chunk)
+    return full * -(-options.rows_per_chunk // options.batch_size) + -(-rest // options.batch_size)
 
 
 def _write_rows(options: HarvestOptions, job: _Job, writer: StoreWriter) -> Generator[int, None, None]:
@@ -287,15 +297,21 @@ def _write_rows(options: HarvestOptions, job: _Job, writer: StoreWriter) -> Gene
         pin=job.tower.device.type == "cuda",
     )
     written: list[Future[None]] = []
-    with closing(batches), ThreadPoolExecutor(1, thread_name_prefix="store-writer") as thread:
+    with (
+        closing(batches),
+        TowerRunner(job.tower, job.sites, _n_batches(options, job)) as runner,
+        ThreadPoolExecutor(1, thread_name_prefix="store-writer") as thread,
+    ):
         for chunk in pending:
             stop = writer.chunk_rows(chunk)[1]
-            parts: list[tuple[Batch, dict[Site, torch.Tensor]]] = []
+            parts: list[tuple[Batch, Future[Rows]]] = []
             while not parts or parts[-1][0].stop < stop:
                 batch = next(batches)
                 if options.strict and batch.unreadable:
                     raise _strict_error(job, *batch.unreadable[0])
-                parts.append((batch, capture(job.tower, job.tower.normalise(batch.pixels), job.sites)))
+                rows = runner.submit(batch.pixels)
+                batch.pixels = batch.pixels[:0].clone()  # a chunk of 1024 images of 224 pixels would keep 154 MB
+                parts.append((batch, rows))
                 yield len(batch.valid)
             while len(written) > 1:  # one chunk being written, one waiting: memory stays flat
                 written.pop(0).result()
@@ -304,11 +320,10 @@ def _write_rows(options: HarvestOptions, job: _Job, writer: StoreWriter) -> Gene
             future.result()
 
 
-def _write_chunk(
-    job: _Job, writer: StoreWriter, chunk: int, parts: list[tuple[Batch, dict[Site, torch.Tensor]]]
-) -> None:
+def _write_chunk(job: _Job, writer: StoreWriter, chunk: int, parts: list[tuple[Batch, Future[Rows]]]) -> None:
     valid = np.concatenate([batch.valid for batch, _ in parts])
-    values = {site: torch.cat([rows[site] for _, rows in parts]).cpu().numpy() for site in job.sites}
+    computed = [rows.result() for _, rows in parts]
+    values = {site: torch.cat([rows[site] for rows in computed]).cpu().numpy() for site in job.sites}
     for site, rows in values.items():
         _require_finite(job, site, rows, valid, parts[0][0].start)
     thumbnails: list[bytes | None] | None = None

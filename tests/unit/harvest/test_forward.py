@@ -1,0 +1,67 @@
+import pytest
+import torch
+from thresher.harvest.forward import TowerRunner
+from thresher.harvest.sites import capture
+from thresher.harvest.vision import load_tower
+from thresher.store.format import Site
+
+
+@pytest.fixture
+def tower(tiny_model):
+    return load_tower(str(tiny_model))
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def batches(n):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=generator) for _ in range(n)]
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_batches_in_parallel_give_each_its_own_rows_in_order(tower):
+    sites = [Site(0), Site(2)]
+    with TowerRunner(tower, sites, n_batches=40) as runner:
+        assert runner.n_parallel == 3
+        rows = [runner.submit(pixels) for pixels in batches(40)]
+    for pixels, future in zip(batches(40), rows, strict=True):
+        expected = capture(tower, tower.normalise(pixels), sites)
+        for site in sites:
+            assert torch.equal(future.result()[site], expected[site])
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_the_copies_for_threads_share_the_weights(tower):
+    with TowerRunner(tower, [Site(0)], n_batches=9) as runner:
+        own = runner._towers.get()
+        assert own.visual is not tower.visual
+        assert own.visual.conv1.weight.data_ptr() == tower.visual.conv1.weight.data_ptr()
+        runner._towers.put(own)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_torchs_thread_count_is_as_before_afterwards(tower):
+    with TowerRunner(tower, [Site(0)], n_batches=9) as runner:
+        runner.submit(batches(1)[0]).result()
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_one_batch_has_all_threads(tower):
+    with TowerRunner(tower, [Site(0)], n_batches=1) as runner:
+        assert runner.n_parallel == 1
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_in_a_thread_reaches_the_caller(tower):
+    with TowerRunner(tower, [Site(0)], n_batches=9) as runner:
+        future = runner.submit(torch.zeros(1, 17, 17, 3, dtype=torch.uint8))
+        with pytest.raises(RuntimeError):
+            future.result()
