@@ -20,7 +20,7 @@ class HarvestOptions:
     """What `harvest` reads the activations of, how, and in which form it stores them."""
 
     model: str = option(
-        "open_clip model name, or the path of an open_clip model config (JSON file or folder).",
+        "open_clip model name, the path of an open_clip model config (JSON file or folder), or `quickstart`.",
         default="ViT-L-14-quickgelu",
         metavar="NAME|PATH",
     )

@@ -10,7 +10,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ import torch
 
 RANDOM = "none"
 """The word for random weights in place of a tag."""
+
+EMBEDDED = "quickstart"
+"""The word for the small CLIP model that comes with the package."""
+_EMBEDDED_FOLDER = Path(__file__).parent / "quickstart" / "model"
 
 _CONFIG_NAME = "open_clip_config.json"
 # open_clip's own order of preference in a folder
@@ -62,8 +66,8 @@ def resolve_model(model: str, pretrained: str | None, *, allow_activation_mismat
     Parameters
     ----------
     model
-        An open_clip name, `hf-hub:org/repo`, or the path of a config (JSON file, or folder with
-        `open_clip_config.json`).
+        An open_clip name, `hf-hub:org/repo`, the path of a config (JSON file, or folder with
+        `open_clip_config.json`), or `quickstart` for the embedded model.
     pretrained
         A tag, a checkpoint path, `none`, or None for the default: `openai` with a name, its own checkpoint with a
         folder.
@@ -82,6 +86,9 @@ def resolve_model(model: str, pretrained: str | None, *, allow_activation_mismat
     """
     import open_clip
 
+    if model == EMBEDDED:
+        source = _from_config(_EMBEDDED_FOLDER, pretrained, allow_activation_mismatch)
+        return replace(source, name=EMBEDDED, pretrained=pretrained or EMBEDDED)
     if model.startswith("hf-hub:"):
         return _from_hub(model, pretrained)
     path = Path(model.removeprefix("local-dir:"))

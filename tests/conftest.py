@@ -1,5 +1,6 @@
 """What several rooms' tests share: small stores with known rows."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,10 @@ from thresher.store.format import Site
 from thresher.store.provenance import Provenance
 from thresher.store.shuffle import random_row_order
 from thresher.store.writer import StoreSpec, create_store, keys_sha256
+
+# As the command line sets it, and before any test imports torch: threads that spin while they wait make small tests
+# ten times slower on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @dataclass
