@@ -27,19 +27,20 @@ def codecs(kind: str) -> tuple[Any, ...]:
 class Column:
     """An array that grows at its end, through a buffer of whole chunks."""
 
-    def __init__(self, group: Any, path: str, dtype: Any, *, chunk: int = CHUNK, tail: tuple[int, ...] = ()) -> None:
+    def __init__(self, group: Any, path: str, dtype: Any, *, chunk: int = CHUNK) -> None:
         dtype = np.dtype(dtype)
         self._array = group.create_array(
             path,
-            shape=(0, *tail),
-            chunks=(chunk, *tail),
+            shape=(0,),
+            chunks=(chunk,),
             dtype=dtype,
             compressors=codecs("float" if dtype.kind == "f" else "integer"),
             fill_value=np.nan if dtype.kind == "f" else 0,
         )
-        self._buffer = np.empty((chunk * _CHUNKS_AT_ONCE, *tail), dtype)
+        self._buffer = np.empty(chunk * _CHUNKS_AT_ONCE, dtype)
         self._held = 0
         self._written = 0
+        self._reserved = 0
 
     def __len__(self) -> int:
         return self._written + self._held
@@ -55,20 +56,16 @@ class Column:
             if self._held == len(self._buffer):
                 self._flush()
 
-    def fill(self, value: Any, count: int) -> None:
-        """Add `count` times the same value."""
-        while count > 0:
-            n = min(count, len(self._buffer))
-            self.append(np.full((n, *self._buffer.shape[1:]), value, self._buffer.dtype))
-            count -= n
-
     def close(self) -> None:
-        """Write what is still held."""
-        if self._held:
-            self._flush()
+        """Write what is still held; the array takes its final length."""
+        self._flush()
+        self._array.resize((self._written,))
 
     def _flush(self) -> None:
         stop = self._written + self._held
-        self._array.resize((stop, *self._buffer.shape[1:]))
+        if stop > self._reserved:
+            # Doubled, since zarr lists every chunk of the array each time that its length changes.
+            self._reserved = max(stop, 2 * self._reserved)
+            self._array.resize((self._reserved,))
         self._array[self._written : stop] = self._buffer[: self._held]
         self._written, self._held = stop, 0

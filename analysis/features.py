@@ -184,7 +184,8 @@ class FeatureActivations:
     @cached_property
     def sections(self) -> dict[str, Array]:
         """The float64 sums over runs of rows from which quality numbers are made, by name."""
-        return {name: array[:] for name, array in self._group["sections"].arrays()}
+        sections: Any = self._group["sections"]
+        return {name: array[:] for name, array in sections.arrays()}
 
     def row_range(self, split: str) -> tuple[int, int]:
         """The rows among which those of a split are: the whole encoded range where no shorter one is known.

@@ -25,7 +25,7 @@ _ENTROPY_MAP = "viridis"  # even in lightness, safe for colour-blind readers
 _DPI = 200
 _WIDTH_IN = 6.0
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 10.0,
@@ -139,7 +139,7 @@ def scatter_figure(statistics: FeatureStatistics, split: UldSplit) -> "Figure":
         bar = figure.add_subplot(grid[1, 2])
         size = float(np.clip(6000 / max(len(x), 1), 1.2, 14))
         colours = Normalize(0, math.log(statistics.k) if statistics.k > 1 else 1)
-        dots = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": True}
+        dots: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.75, "rasterized": True}
         axes.scatter(x[~defined], y[~defined], color=_UNDEFINED, **dots)
         # In a fixed random order, so that no part of the scale lies on top of another.
         order = np.random.default_rng(0).permutation(np.flatnonzero(defined))
@@ -203,7 +203,7 @@ def l0_figure(statistics: FeatureStatistics) -> "Figure":
         axes.set_ylabel("share of rows per unit of L0")
         axes.set_title(f"L0 over {statistics.n_rows:,} rows")
         axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend: a TopK SAE has one bar as high as the axes
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.legend(loc="upper right")
         return figure
 
@@ -341,7 +341,7 @@ def _log_edges(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         return np.array([-1.0, 0.0])
     low, high = float(values.min()), float(values.max())
     width = next((w for w in (0.1, 0.05, 0.02) if high - low >= 20 * w), 0.01)
-    return np.arange(math.floor(low / width), math.floor(high / width) + 2) * width
+    return np.arange(math.floor(low / width), math.floor(high / width) + 2, dtype=np.float64) * width
 
 
 def _histogram(
@@ -393,10 +393,14 @@ def _note(
     axes.set_ylim(top=most * 25 if axes.get_yscale() == "log" else most * 1.35)
     x = 0.02 if side == "left" else right
     axes.text(x, 0.98, "\n".join(lines), transform=axes.transAxes, ha=side, va="top", fontsize=8)
-    handles, labels = axes.get_legend_handles_labels()
-    if len(handles) > 1:
+    if len(axes.get_legend_handles_labels()[0]) > 1:
         below = 0.98 - 0.068 * len(lines)
-        axes.legend(handles, labels, loc=f"upper {side}", bbox_to_anchor=(x, below), borderpad=0, borderaxespad=0)
+        axes.legend(
+            loc="upper left" if side == "left" else "upper right",
+            bbox_to_anchor=(x, below),
+            borderpad=0.0,
+            borderaxespad=0.0,
+        )
 
 
 def _log_ticks(axes: "Axes", *, vertical: bool = False) -> None:

@@ -215,7 +215,7 @@ def _dense_range_totals(block: Any, start: int, labels_path: str | None, n_rows:
     step = max(1, (1 << 22) // max(d_sae, 1))  # rows whose float32 copy and mask are held at a time: 20 MB
     for first in range(0, n, step):
         values = np.asarray(block[first : first + step], np.float32)
-        valid = np.isfinite(values).all(axis=1)
+        valid: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1))
         fires = (values > 0) & valid[:, None]
         row, index = np.nonzero(fires)
         indptr = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=len(values)))))

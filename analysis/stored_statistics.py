@@ -175,19 +175,21 @@ def open_statistics(run_path: str | Path) -> StoredStatistics:
     for found in (document, group.attrs):
         if found.get("format") != FORMAT_NAME or found.get("format_version") != FORMAT_VERSION:
             raise StoreError(f"{path} holds statistics of another format: run `thresher stats --overwrite`.")
+    arrays: dict[str, Any] = {name: group[name] for name in (*PER_FEATURE, "is_uld", "l0/counts", "l0/above_0.1")}
+    per_feature: dict[str, Any] = {name: arrays[name][:] for name in PER_FEATURE}
     statistics = FeatureStatistics(
         k=document["k"],
         min_labelled=document["min_labelled"],
         n_rows=document["n_rows"],
         n_invalid=document["n_invalid_rows"],
         n_labelled_rows=document["n_labelled_rows"],
-        l0_counts=group["l0/counts"][:],
-        l0_above_counts=group["l0/above_0.1"][:],
+        l0_counts=arrays["l0/counts"][:],
+        l0_above_counts=arrays["l0/above_0.1"][:],
         max_l0_row=document["max_l0_row"],
         workers=frozenset(),
-        **{name: group[name][:] for name in PER_FEATURE},
+        **per_feature,
     )
-    return StoredStatistics(path, document, statistics, group["is_uld"][:])
+    return StoredStatistics(path, document, statistics, arrays["is_uld"][:])
 
 
 def _l0(summary: L0Summary) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from thresher.analysis.encode import encode
 from thresher.analysis.features import open_features
 from thresher.analysis.options import EncodeOptions
 from thresher.store.errors import StoreError, UnfinishedStoreError
+from thresher.store.files import FolderLock
 from thresher.store.reader import open_store
 
 
@@ -225,3 +226,24 @@ def test_a_run_without_weights_is_refused(make_store, make_run):
     (run.path / "sae.safetensors").unlink()
     with pytest.raises(StoreError, match="did not finish"):
         encode(run.path)
+
+
+def test_what_a_killed_encode_left_is_not_taken_for_features_and_is_removed(make_store, make_run):
+    run = make_run(make_store().path)
+    encode(run.path, EncodeOptions(rows=5))
+    (run.path / "features.zarr").rename(run.path / ".features.zarr.tmp")
+    with pytest.raises(StoreError, match="run `thresher encode` first"):
+        open_features(run.path)
+    encode(run.path)
+    assert open_features(run.path).info.n_encoded == 300
+    assert not (run.path / ".features.zarr.tmp").exists()
+
+
+def test_two_encodes_of_one_run_do_not_meet(make_store, make_run):
+    run = make_run(make_store().path)
+    lock = FolderLock(run.path)
+    try:
+        with pytest.raises(StoreError, match="written by another process"):
+            encode(run.path)
+    finally:
+        lock.close()
