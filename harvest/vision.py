@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from .weights import ModelSource, checkpoint_shapes, load_error, quiet_logging, resolve_model
+from .checkpoints import checkpoint_shapes, load_error
+from .hub import quiet_logging
+from .weights import ModelSource, resolve_model
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
