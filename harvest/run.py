@@ -5,7 +5,6 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 
@@ -17,20 +16,15 @@ from ..progress import Reporter, format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import free_bytes
 from ..store.format import CREATING, GROUP_JSON, Site
-from ..store.provenance import Provenance
 from ..store.reader import Unreadable, open_store
-from ..store.shuffle import random_row_order
-from ..store.writer import StoreSpec, StoreWriter, create_store, keys_sha256, predicted_bytes, resume_store
-from .batches import Batch, RowDecoder, decoded_batches
-from .decode import THUMBNAIL_PX
+from ..store.writer import StoreWriter, create_store, predicted_bytes, resume_store
+from .batches import Batch, decoded_batches
 from .forward import Rows, TowerRunner
 from .images import ImageSet, open_images
 from .options import HarvestOptions
-from .sites import capture, relative_errors, resolve_sites
-from .vision import Tower, load_tower
+from .plan import Job, prepare, select_images
+from .vision import load_tower
 
-_AUTO_THUMBNAILS = 2_000_000  # images up to which `--thumbnails auto` stores them: 8 GB at 4 kB each
-_PACKAGES = ("thresher", "torch", "torchvision", "open_clip_torch", "pillow", "numpy", "zarr")
 _LISTED = 10  # unreadable images that are named at the end; the store lists them all
 
 
@@ -50,18 +44,6 @@ class HarvestResult:
     images_per_s: float
     size_bytes: int
     """Predicted size of the store."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """All that is settled before the store is touched."""
-
-    images: ImageSet
-    tower: Tower
-    sites: tuple[Site, ...]
-    spec: StoreSpec
-    row_image: NDArray[np.uint32]
-    decoder: RowDecoder
 
 
 def harvest(
@@ -102,15 +84,6 @@ def harvest(
         return _harvest(options, opened, path, reporter)
 
 
-def select_images(images: ImageSet, options: HarvestOptions) -> ImageSet:
-    """The images that `--limit` leaves: a seeded sample in source order, or the first ones with `--order source`."""
-    if options.limit is None or options.limit >= images.n_images:
-        return images
-    if options.order == "source":
-        return images.take(np.arange(options.limit))
-    return images.take(np.sort(random_row_order(images.n_images, options.seed)[: options.limit]))
-
-
 def _harvest(options: HarvestOptions, images: ImageSet, path: Path, reporter: Reporter) -> HarvestResult:
     images = select_images(images, options)
     for note in images.notes:
@@ -124,7 +97,7 @@ def _harvest(options: HarvestOptions, images: ImageSet, path: Path, reporter: Re
     )
     for note in tower.notes:
         reporter.warn(note)
-    job = _prepare(options, images, tower, reporter)
+    job = prepare(options, images, tower, reporter)
     with _open_writer(options, job, path) as writer:
         size_bytes = predicted_bytes(job.spec)
         n_left = sum(stop - start for start, stop in map(writer.chunk_rows, writer.pending))
@@ -149,73 +122,6 @@ def _harvest(options: HarvestOptions, images: ImageSet, path: Path, reporter: Re
     return _result(path, n_left, time.monotonic() - started, size_bytes, reporter)
 
 
-def _prepare(options: HarvestOptions, images: ImageSet, tower: Tower, reporter: Reporter) -> _Job:
-    """Settle sites, row order and provenance; measure the precision's error on the first batch."""
-    sites = resolve_sites(tower, options.layer, options.site, options.token)
-    n = images.n_images
-    row_image = random_row_order(n, options.seed) if options.order == "random" else np.arange(n, dtype=np.uint32)
-    wants_thumbnails = options.thumbnails == "on" or (options.thumbnails == "auto" and n <= _AUTO_THUMBNAILS)
-    thumbnail_px = THUMBNAIL_PX if wants_thumbnails else None
-    decoder = RowDecoder(images, row_image, tower.pixels, tower.preprocessing["size"], thumbnail_px)
-    precision_error = None
-    exact, tower = tower, tower.at_precision(options.precision)
-    if tower is not exact:
-        first = decoder[0, min(options.batch_size, options.rows_per_chunk, n)]
-        precision_error = _precision_error(exact, tower, sites, first)
-        reporter.say(_precision_line(options.precision, precision_error))
-    provenance = Provenance(
-        model=tower.name,
-        pretrained=tower.pretrained,
-        weights_sha256=tower.weights_sha256,
-        quick_gelu=tower.quick_gelu,
-        n_layers=tower.n_layers,
-        width=tower.width,
-        preprocessing=tower.preprocessing,
-        precision=options.precision,
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-        image_source=images.description,
-        n_images=n,
-        keys_sha256=keys_sha256(images.keys, images.labels),
-        row_order=options.order,
-        seed=options.seed,
-        packages={name: version(name) for name in _PACKAGES},
-        precision_error=precision_error,
-    )
-    spec = StoreSpec(
-        provenance=provenance,
-        sites=sites,
-        d_in=tower.width,
-        n_rows=n,
-        rows_per_chunk=options.rows_per_chunk,
-        dtype=options.dtype,
-        codec=options.codec,
-        thumbnail_px=thumbnail_px,
-        label_names=images.label_names,
-    )
-    return _Job(images, tower, sites, spec, row_image, decoder)
-
-
-def _precision_error(exact: Tower, tower: Tower, sites: tuple[Site, ...], first: Batch) -> dict[str, float]:
-    """Relative L2 error of the rows of the first batch against fp32, over its readable images and every site."""
-    pixels = exact.normalise(first.pixels)
-    wanted, got = (capture(t, pixels, sites) for t in (exact, tower))
-    valid = torch.from_numpy(first.valid)
-    errors = torch.cat([relative_errors(got[site], wanted[site])[valid] for site in sites])
-    if not len(errors):
-        return {"n_rows": 0.0}
-    return {"n_rows": float(len(errors)), "max": float(errors.max()), "mean": float(errors.mean())}
-
-
-def _precision_line(precision: str, error: dict[str, float]) -> str:
-    if not error["n_rows"]:
-        return f"{precision}: no image of the first batch can be read, so its error against fp32 is not known."
-    return (
-        f"{precision}: the rows of the first batch differ from fp32 by {error['mean']:.2%} on average, "
-        f"{error['max']:.2%} at most (relative L2)."
-    )
-
-
 def _require_free_place(path: Path, options: HarvestOptions) -> None:
     """Fail before the model is loaded where the store cannot go."""
     taken = path.is_dir() and any(path.iterdir())
@@ -225,7 +131,7 @@ def _require_free_place(path: Path, options: HarvestOptions) -> None:
         raise StoreError(f"{path} is not empty and is not an activation store: name another STORE.")
 
 
-def _open_writer(options: HarvestOptions, job: _Job, path: Path) -> StoreWriter:
+def _open_writer(options: HarvestOptions, job: Job, path: Path) -> StoreWriter:
     _require_free_place(path, options)
     is_store = (path / GROUP_JSON).exists() and not (path / CREATING).exists()
     if is_store and not options.overwrite:
@@ -247,12 +153,12 @@ def _open_writer(options: HarvestOptions, job: _Job, path: Path) -> StoreWriter:
 
 
 def _announce(
-    options: HarvestOptions, job: _Job, writer: StoreWriter, n_left: int, size_bytes: int, reporter: Reporter
+    options: HarvestOptions, job: Job, writer: StoreWriter, n_left: int, size_bytes: int, reporter: Reporter
 ) -> None:
     """Say what will be written and how long it takes, measured on one batch."""
     start, stop = writer.chunk_rows(writer.pending[0])
     first = job.decoder[start, min(stop, start + options.batch_size)]
-    forward_s = _forward_s(options, job, first)
+    forward_s = _forward_s(job, first)
     decode_s = first.decode_s / max(1, options.workers)
     on_cpu = job.tower.device.type == "cpu"  # where decoding and the tower share the cores
     total_s = n_left / len(first.valid) * (forward_s + decode_s if on_cpu else max(forward_s, decode_s))
@@ -265,9 +171,9 @@ def _announce(
     )
 
 
-def _forward_s(options: HarvestOptions, job: _Job, batch: Batch) -> float:
+def _forward_s(job: Job, batch: Batch) -> float:
     """Seconds per batch, with as many at a time as the harvest will run."""
-    with TowerRunner(job.tower, job.sites, _n_batches(options, job)) as runner:
+    with TowerRunner(job.tower, job.sites, job.n_batches) as runner:
         for _ in range(2):  # the first pass of a process is slower: kernels are chosen, memory is taken
             started = time.perf_counter()
             for future in [runner.submit(batch.pixels) for _ in range(runner.n_parallel)]:
@@ -276,13 +182,7 @@ def _forward_s(options: HarvestOptions, job: _Job, batch: Batch) -> float:
     return seconds
 
 
-def _n_batches(options: HarvestOptions, job: _Job) -> int:
-    """Batches of the whole store; none straddles two chunks."""
-    full, rest = divmod(job.spec.n_rows, options.rows_per_chunk)
-    return full * -(-options.rows_per_chunk // options.batch_size) + -(-rest // options.batch_size)
-
-
-def _write_rows(options: HarvestOptions, job: _Job, writer: StoreWriter) -> Generator[int, None, None]:
+def _write_rows(options: HarvestOptions, job: Job, writer: StoreWriter) -> Generator[int, None, None]:
     """Harvest the pending chunks; yields the number of images after each batch.
 
     Workers decode ahead, the device computes, and a thread copies the finished chunk from it and writes it.
@@ -299,7 +199,7 @@ def _write_rows(options: HarvestOptions, job: _Job, writer: StoreWriter) -> Gene
     written: list[Future[None]] = []
     with (
         closing(batches),
-        TowerRunner(job.tower, job.sites, _n_batches(options, job)) as runner,
+        TowerRunner(job.tower, job.sites, job.n_batches) as runner,
         ThreadPoolExecutor(1, thread_name_prefix="store-writer") as thread,
     ):
         for chunk in pending:
@@ -320,7 +220,7 @@ def _write_rows(options: HarvestOptions, job: _Job, writer: StoreWriter) -> Gene
             future.result()
 
 
-def _write_chunk(job: _Job, writer: StoreWriter, chunk: int, parts: list[tuple[Batch, Future[Rows]]]) -> None:
+def _write_chunk(job: Job, writer: StoreWriter, chunk: int, parts: list[tuple[Batch, Future[Rows]]]) -> None:
     valid = np.concatenate([batch.valid for batch, _ in parts])
     computed = [rows.result() for _, rows in parts]
     values = {site: torch.cat([rows[site] for rows in computed]).cpu().numpy() for site in job.sites}
@@ -333,24 +233,20 @@ def _write_chunk(job: _Job, writer: StoreWriter, chunk: int, parts: list[tuple[B
     writer.write_chunk(chunk, values, valid, unreadable, thumbnails)
 
 
-def _require_finite(job: _Job, site: Site, rows: NDArray[np.float32], valid: NDArray[np.bool_], start: int) -> None:
+def _require_finite(job: Job, site: Site, rows: NDArray[np.float32], valid: NDArray[np.bool_], start: int) -> None:
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1) & valid)
     if len(bad):
         remedy = "its weights are damaged" if job.tower.precision == "fp32" else "harvest with --precision fp32"
         raise StoreError(
-            f"{job.tower.name} gives activations that are not finite at {site} for {_key(job, start + int(bad[0]))!r} "
+            f"{job.tower.name} gives activations that are not finite at {site} for {job.key(start + int(bad[0]))!r} "
             f"({len(bad)} images of this chunk): {remedy}."
         )
 
 
-def _strict_error(job: _Job, row: int, reason: str) -> StoreError:
+def _strict_error(job: Job, row: int, reason: str) -> StoreError:
     return StoreError(
-        f"image {_key(job, row)!r} cannot be read: {reason}. Without --strict it would be skipped and listed."
+        f"image {job.key(row)!r} cannot be read: {reason}. Without --strict it would be skipped and listed."
     )
-
-
-def _key(job: _Job, row: int) -> str:
-    return job.images.keys[int(job.row_image[row])].decode("utf-8", "backslashreplace")
 
 
 def _result(path: Path, n_harvested: int, seconds: float, size_bytes: int, reporter: Reporter) -> HarvestResult:
