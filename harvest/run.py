@@ -25,6 +25,7 @@ from .options import HarvestOptions
 from .plan import Job, prepare, select_images
 from .vision import load_tower
 
+_FEW = 8  # images that tell how fast a tower is
 _LISTED = 10  # unreadable images that are named at the end; the store lists them all
 
 
@@ -159,9 +160,9 @@ def _announce(
     start, stop = writer.chunk_rows(writer.pending[0])
     first = job.decoder[start, min(stop, start + options.batch_size)]
     forward_s = _forward_s(job, first)
-    decode_s = first.decode_s / max(1, options.workers)
+    decode_s = first.decode_s / len(first.valid) / max(1, options.workers)
     on_cpu = job.tower.device.type == "cpu"  # where decoding and the tower share the cores
-    total_s = n_left / len(first.valid) * (forward_s + decode_s if on_cpu else max(forward_s, decode_s))
+    total_s = n_left * (forward_s + decode_s if on_cpu else max(forward_s, decode_s))
     layers = ", ".join(str(site) for site in job.sites)
     resumed = "" if n_left == job.spec.n_rows else f" ({job.spec.n_rows - n_left:,} are there from before)"
     reporter.say(
@@ -172,14 +173,22 @@ def _announce(
 
 
 def _forward_s(job: Job, batch: Batch) -> float:
-    """Seconds per batch, with as many at a time as the harvest will run."""
+    """Seconds an image, with as many batches at a time as the harvest will run."""
     with TowerRunner(job.tower, job.sites, job.n_batches) as runner:
-        for _ in range(2):  # the first pass of a process is slower: kernels are chosen, memory is taken
-            started = time.perf_counter()
-            for future in [runner.submit(batch.pixels) for _ in range(runner.n_parallel)]:
-                future.result()[job.sites[0]].cpu()  # waits for the device
-            seconds = (time.perf_counter() - started) / runner.n_parallel
-    return seconds
+        seconds = _measured_s(runner, batch.pixels[:_FEW])
+        # A GPU or a small tower is measured again, warm, on a whole batch; a large one on a CPU would take minutes.
+        if seconds < 1:
+            seconds = _measured_s(runner, batch.pixels)
+            return seconds / (runner.n_parallel * len(batch.pixels))
+        return seconds / (runner.n_parallel * len(batch.pixels[:_FEW]))
+
+
+def _measured_s(runner: TowerRunner, pixels: torch.Tensor) -> float:
+    started = time.perf_counter()
+    for future in [runner.submit(pixels) for _ in range(runner.n_parallel)]:
+        for rows in future.result().values():
+            rows.cpu()  # waits for the device
+    return time.perf_counter() - started
 
 
 def _write_rows(options: HarvestOptions, job: Job, writer: StoreWriter) -> Generator[int, None, None]:
