@@ -1,7 +1,6 @@
 """The real commands in subprocesses, on the embedded pictures and model."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,45 +13,6 @@ import zarr
 from PIL import Image
 
 THRESHER = Path(sys.executable).with_name("thresher")
-HARVEST = ["harvest", "quickstart", "--model", "quickstart", "--layer", "4", "--limit", "600", "--rows-per-chunk", "64"]
-TRAIN = ["--expansion", "4", "--k", "8", "--rows", "20000", "--batch-size", "200", "--warmup", "10", "--lr", "1e-3"]
-
-
-def thresher(*arguments, status=0, cwd=None, timeout=300, environment=None):
-    """Run a command; its stdout and stderr. A traceback is never what a user should see."""
-    done = subprocess.run(
-        [THRESHER, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-    )
-    assert done.returncode == status, f"{done.args} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done
-
-
-def refused(*arguments, status=1, says, **kwargs):
-    """A command that must fail with one line that says `says`."""
-    done = thresher(*arguments, status=status, **kwargs)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("Error: "), done.stderr
-    assert says in last
-    return last
-
-
-@pytest.fixture(scope="session")
-def chain(tmp_path_factory):
-    """A folder with a store and a run that went through every command."""
-    folder = tmp_path_factory.mktemp("chain")
-    out = {
-        "harvest": thresher(*HARVEST, "emoji.zarr", cwd=folder),
-        "train": thresher("train", "emoji.zarr", "run", *TRAIN, cwd=folder),
-        "encode": thresher("encode", "run", cwd=folder),
-        "stats": thresher("stats", "run", cwd=folder),
-    }
-    return folder, out
 
 
 def test_every_stage_says_what_it_made_and_what_comes_next(chain):
@@ -64,7 +24,7 @@ def test_every_stage_says_what_it_made_and_what_comes_next(chain):
     assert "figures" in out["stats"].stdout
 
 
-def test_the_store_is_whole_and_its_rows_are_the_tower_s(chain):
+def test_the_store_is_whole_and_its_rows_are_the_tower_s(chain, thresher):
     folder, _ = chain
     rows = zarr.open_array(folder / "emoji.zarr/layers/4/resid_post/cls", mode="r")
     assert rows.shape == (600, 192)
@@ -80,7 +40,7 @@ def test_the_store_is_whole_and_its_rows_are_the_tower_s(chain):
 def test_the_run_directory_holds_what_the_design_says(chain):
     folder, _ = chain
     run = folder / "run"
-    for name in ("config.json", "sae.safetensors", "metrics.jsonl", "log.txt", "checkpoint", "features.zarr", "stats.zarr"):
+    for name in ("config.json", "sae.safetensors", "metrics.jsonl", "log.txt", "features.zarr", "stats.zarr"):
         assert (run / name).exists(), name
     stats = json.loads((run / "stats.json").read_text())
     for name in (
@@ -132,11 +92,11 @@ def test_the_figures_are_pictures_with_something_in_them(chain):
         assert pixels.std() > 5, path
 
 
-def test_a_second_run_of_a_command_overwrites_nothing(chain):
+def test_a_second_run_of_a_command_overwrites_nothing(chain, thresher, refused, harvest_arguments, train_arguments):
     folder, _ = chain
     before = (folder / "run/sae.safetensors").read_bytes()
-    thresher(*HARVEST, "emoji.zarr", cwd=folder)  # a finished harvest has nothing to do
-    refused("train", "emoji.zarr", "run", *TRAIN, says="run exists", cwd=folder)
+    thresher(*harvest_arguments, "emoji.zarr", cwd=folder)  # a finished harvest has nothing to do
+    refused("train", "emoji.zarr", "run", *train_arguments, says="already holds a run", cwd=folder)
     refused("encode", "run", says="--overwrite", cwd=folder)
     refused("stats", "run", says="--overwrite", cwd=folder)
     assert (folder / "run/sae.safetensors").read_bytes() == before
@@ -160,20 +120,20 @@ def test_a_second_run_of_a_command_overwrites_nothing(chain):
         (["verify", "run"], 1, "run"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(chain, arguments, status, says):
+def test_what_cannot_be_done_is_said_in_one_line(chain, arguments, status, says, refused):
     folder, _ = chain
     refused(*arguments, status=status, says=says, cwd=folder)
     assert not (folder / "new.zarr").exists()
     assert not (folder / "new-run").exists()
 
 
-def test_json_is_one_document_on_stdout(chain):
+def test_json_is_one_document_on_stdout(chain, thresher):
     folder, _ = chain
     for arguments in (["info", "run", "--json"], ["verify", "emoji.zarr", "--json"], ["doctor", "--json"]):
         json.loads(thresher(*arguments, cwd=folder).stdout)
 
 
-def test_a_damaged_store_is_refused_and_verify_says_where(chain, tmp_path):
+def test_a_damaged_store_is_refused_and_verify_says_where(chain, tmp_path, thresher, refused, train_arguments):
     import shutil
 
     folder, _ = chain
@@ -184,17 +144,19 @@ def test_a_damaged_store_is_refused_and_verify_says_where(chain, tmp_path):
     chunk.write_bytes(data)
     done = thresher("verify", "emoji.zarr", status=1, cwd=tmp_path)
     assert "layers/4/resid_post/cls, chunk 3, rows 192 to 255" in done.stdout
-    refused("train", "emoji.zarr", "run", *TRAIN, says="damaged", cwd=tmp_path)
+    refused("train", "emoji.zarr", "run", *train_arguments, says="damaged", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("stage", ["harvest", "train"])
-def test_ctrl_c_leaves_something_that_the_same_command_finishes(chain, tmp_path, stage):
+def test_ctrl_c_leaves_something_that_the_same_command_finishes(
+    chain, tmp_path, stage, thresher, harvest_arguments, train_arguments
+):
     folder, _ = chain
     if stage == "harvest":
-        command, watched = [*HARVEST, "emoji.zarr"], tmp_path / "emoji.zarr/commits/rows/valid"
+        command, watched = [*harvest_arguments, "emoji.zarr"], tmp_path / "emoji.zarr/commits/rows/valid"
         again = command
     else:
-        train = [*TRAIN[:4], "--rows", "400000", *TRAIN[6:], "--checkpoint-every", "50"]
+        train = [*train_arguments[:4], "--rows", "400000", *train_arguments[6:], "--checkpoint-every", "50"]
         command = ["train", folder / "emoji.zarr", "run", *train]
         watched, again = tmp_path / "run/checkpoint", ["train", folder / "emoji.zarr", "run", "--resume"]
     process = subprocess.Popen(
