@@ -177,7 +177,7 @@ def _forward_s(job: Job, batch: Batch) -> float:
     with TowerRunner(job.tower, job.sites, job.n_batches) as runner:
         seconds = _measured_s(runner, batch.pixels[:_FEW])
         # A GPU or a small tower is measured again, warm, on a whole batch; a large one on a CPU would take minutes.
-        if seconds < 1:
+        if seconds < 1 or job.tower.device.type != "cpu":
             seconds = _measured_s(runner, batch.pixels)
             return seconds / (runner.n_parallel * len(batch.pixels))
         return seconds / (runner.n_parallel * len(batch.pixels[:_FEW]))

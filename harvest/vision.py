@@ -131,7 +131,12 @@ class Tower:
     def arithmetic(self) -> Iterator[None]:
         """What the tower's forward pass must run in."""
         with torch.inference_mode():
-            if self.precision == "fp32":
+            if self.precision == "fp32" and self.device.type == "cuda":
+                # torch lets cuDNN round the patch embedding's inputs to TF32's 10 bits unless told otherwise
+                cudnn = torch.backends.cudnn
+                with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+                    yield
+            elif self.precision == "fp32":
                 yield
             else:
                 with torch.autocast(self.device.type, _AUTOCAST[self.precision]):
