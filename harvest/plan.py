@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from ..progress import Reporter
 from ..store.format import Site
+from ..store.layout import StoreSpec, keys_sha256
 from ..store.provenance import Provenance
 from ..store.shuffle import random_row_order
-from ..store.writer import StoreSpec, keys_sha256
 from .batches import Batch, RowDecoder
 from .decode import THUMBNAIL_PX
 from .images import ImageSet

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
@@ -16,8 +16,9 @@ from ..progress import Reporter, format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import free_bytes
 from ..store.format import CREATING, GROUP_JSON, Site
+from ..store.layout import predicted_bytes
 from ..store.reader import Unreadable, open_store
-from ..store.writer import StoreWriter, create_store, predicted_bytes, resume_store
+from ..store.writer import StoreWriter, create_store, resume_store
 from .batches import Batch, decoded_batches
 from .forward import Rows, TowerRunner
 from .images import ImageSet, open_images
@@ -194,7 +195,8 @@ def _measured_s(runner: TowerRunner, pixels: torch.Tensor) -> float:
 def _write_rows(options: HarvestOptions, job: Job, writer: StoreWriter) -> Generator[int, None, None]:
     """Harvest the pending chunks; yields the number of images after each batch.
 
-    Workers decode ahead, the device computes, and a thread copies the finished chunk from it and writes it.
+    Workers decode ahead while the device computes and while a chunk is written. A chunk is committed before the next
+    one is begun, so that a kill costs the images of one chunk and no more; larger chunks make the pause rarer.
     """
     pending = list(writer.pending)
     batches = decoded_batches(
@@ -205,12 +207,7 @@ def _write_rows(options: HarvestOptions, job: Job, writer: StoreWriter) -> Gener
         workers=options.workers,
         pin=job.tower.device.type == "cuda",
     )
-    written: list[Future[None]] = []
-    with (
-        closing(batches),
-        TowerRunner(job.tower, job.sites, job.n_batches) as runner,
-        ThreadPoolExecutor(1, thread_name_prefix="store-writer") as thread,
-    ):
+    with closing(batches), TowerRunner(job.tower, job.sites, job.n_batches) as runner:
         for chunk in pending:
             stop = writer.chunk_rows(chunk)[1]
             parts: list[tuple[Batch, Future[Rows]]] = []
@@ -222,11 +219,7 @@ def _write_rows(options: HarvestOptions, job: Job, writer: StoreWriter) -> Gener
                 batch.pixels = batch.pixels[:0].clone()  # a chunk of 1024 images of 224 pixels would keep 154 MB
                 parts.append((batch, rows))
                 yield len(batch.valid)
-            while len(written) > 1:  # one chunk being written, one waiting: memory stays flat
-                written.pop(0).result()
-            written.append(thread.submit(_write_chunk, job, writer, chunk, parts))
-        for future in written:
-            future.result()
+            _write_chunk(job, writer, chunk, parts)
 
 
 def _write_chunk(job: Job, writer: StoreWriter, chunk: int, parts: list[tuple[Batch, Future[Rows]]]) -> None:

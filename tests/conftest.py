@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from thresher.store.format import Site
+from thresher.store.layout import StoreSpec, keys_sha256
 from thresher.store.provenance import Provenance
 from thresher.store.shuffle import random_row_order
-from thresher.store.writer import StoreSpec, create_store, keys_sha256
+from thresher.store.writer import create_store
 
 # As the command line sets it, and before any test imports torch: threads that spin while they wait make small tests
 # ten times slower on a busy machine.

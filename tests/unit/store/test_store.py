@@ -13,9 +13,10 @@ import zarr
 from thresher.store import format as f
 from thresher.store.errors import DamagedStoreError, StoreError, UnfinishedStoreError
 from thresher.store.format import Site
+from thresher.store.layout import predicted_bytes
 from thresher.store.reader import open_store
 from thresher.store.verify import verify_store
-from thresher.store.writer import create_store, predicted_bytes, resume_store, to_bfloat16
+from thresher.store.writer import create_store, resume_store, to_bfloat16
 
 
 @pytest.mark.parametrize("codec", f.CODECS)
