@@ -1,0 +1,304 @@
+"""The whole chain on the embedded pictures and model, with its controls: `quickstart [DIR]`.
+
+What it writes:
+
+    DIR/emoji.zarr         activations of the embedded model
+    DIR/run/               the SAE trained on them, its features, statistics, figures
+    DIR/untrained/         the same two of a tower of the same shape with random weights
+    DIR/attributes.tsv     how well the SAE's features know each attribute of the pictures
+    DIR/quickstart.json    the settings, written first
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..harvest.options import HarvestOptions
+from ..progress import Reporter
+from ..store.errors import StoreError
+from ..store.files import write_atomically
+from ..store.reader import open_store
+from ..train.options import TrainOptions
+from .entropy import label_entropy
+from .known_attributes import AttributeCounts, KnownAttribute, draw_overviews, score_known_attributes
+from .options import EncodeOptions, StatsOptions
+from .quickstart_text import format_result
+from .stored_statistics import STATS_JSON, StoredStatistics, open_statistics
+
+if TYPE_CHECKING:
+    from ..store.reader import ActivationStore
+
+__all__ = ["QuickstartOptions", "QuickstartResult", "format_result", "quickstart"]
+
+MARKER = "quickstart.json"
+STORE, RUN, UNTRAINED, ATTRIBUTES = "emoji.zarr", "run", "untrained", "attributes.tsv"
+
+# fp32, since bf16 is slower, not faster, on processors without it.
+HARVEST = HarvestOptions(model="quickstart", layer=(5,), batch_size=128, device="cpu")
+# TopK needs no coefficient to be found. 1,000 steps take 25 s of two cores; the counts of known attributes grow little
+# after that.
+TRAINING = TrainOptions(
+    variant="topk",
+    k=16,
+    expansion=8,
+    normalize="standardize",
+    lr=1e-3,
+    warmup=100,
+    batch_size=1024,
+    rows=1_024_000,
+    dead_after_rows=150 * 1024,
+    eval_every=0,
+    device="cpu",
+)
+_BEST_SHOWN = 10
+_RANDOM_DRAWS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartOptions:
+    """Where the quickstart writes, and how much of it runs."""
+
+    folder: Path = Path("thresher-quickstart")
+    """Everything is written below it."""
+    overwrite: bool = False
+    """Begin anew where the folder holds an earlier quickstart."""
+    limit: int | None = None
+    """Pictures to harvest; all by default. Fewer are for trying the chain: the scores then mean little."""
+    rows: int = TRAINING.rows
+    """Training rows, counted with repeats."""
+    seed: int = 0
+    """Of the row order, the SAE, the untrained tower, the random dictionary and the split of the emoji."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage of the chain took."""
+
+    name: str
+    seconds: float
+    cpu_s: float
+    """Of all cores, decoding processes included."""
+    was_done: bool
+    """Whether an earlier quickstart had finished it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeNumbers:
+    """The numbers of one SAE on every row."""
+
+    l0: float
+    explained_variance: float
+    n_dead: int
+    median_label_entropy: float
+    """Nats, over the features where it is defined."""
+    share_below_one_nat: float
+    """Of those features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartResult:
+    """What the quickstart found and where it lies."""
+
+    folder: Path
+    store_path: Path
+    run_path: Path
+    n_rows: int
+    d_in: int
+    d_sae: int
+    steps: int
+    sae: SaeNumbers
+    untrained: SaeNumbers
+    """Of the same SAE on the untrained tower."""
+    random_label_entropy: float
+    """Median label entropy of 20 pictures drawn at random: what a feature without a meaning has."""
+    held_out_explained_variance: float
+    attributes: list[AttributeCounts]
+    """The SAE first, then the controls."""
+    best: list[KnownAttribute]
+    """Of the SAE, by falling F1."""
+    attributes_path: Path
+    figures: list[Path]
+    stages: list[Stage]
+    seconds: float
+    cpu_s: float
+    next_commands: list[str]
+
+
+@dataclass
+class _Chain:
+    """One tower's store and run, stage by stage."""
+
+    store_path: Path
+    run_path: Path
+    harvest: HarvestOptions
+    training: TrainOptions
+    draws: bool
+    stages: list[Stage] = field(default_factory=list)
+
+
+def quickstart(options: QuickstartOptions | None = None, reporter: Reporter | None = None) -> QuickstartResult:
+    """Harvest, train, encode and compute on the embedded pictures, then the same on an untrained tower, and compare.
+
+    A quickstart that was stopped goes on where it stopped; a finished stage is not done again.
+
+    Raises
+    ------
+    StoreError
+        When the folder holds something else, or an earlier quickstart of other settings.
+    OSError
+        As the system gives it.
+    """
+    options, reporter = options or QuickstartOptions(), reporter or Reporter()
+    started_s, started_cpu_s = time.monotonic(), _cpu_s()
+    folder = options.folder
+    harvest = replace(HARVEST, limit=options.limit, seed=options.seed, overwrite=options.overwrite)
+    training = replace(TRAINING, rows=options.rows, seed=options.seed, overwrite=options.overwrite)
+    _claim(folder, harvest, training, overwrite=options.overwrite)
+    reporter.say(f"quickstart: about 100 MB below {folder}, in one to two minutes on two cores")
+    trained = _Chain(folder / STORE, folder / RUN, harvest, training, draws=True)
+    control = _Chain(
+        folder / UNTRAINED / STORE,
+        folder / UNTRAINED / RUN,
+        replace(harvest, pretrained="none", thumbnails="off"),
+        training,
+        draws=False,
+    )
+    stages: list[Stage] = []
+    _run(trained, "", options, stages, reporter)
+    _run(control, ", untrained tower", options, stages, reporter)
+    store = open_store(trained.store_path)
+    with _timed(stages, "known attributes"):
+        reporter.say("scoring how well single features know the attributes of the pictures")
+        known = score_known_attributes(store, trained.run_path, control.run_path, options.seed)
+        known.write(folder / ATTRIBUTES)
+    statistics, of_control = open_statistics(trained.run_path), open_statistics(control.run_path)
+    with _timed(stages, "overview sheets"):
+        figures = trained.run_path / "figures"
+        sheets = draw_overviews(figures, store, statistics, known, options.seed)
+    return QuickstartResult(
+        folder=folder,
+        store_path=trained.store_path,
+        run_path=trained.run_path,
+        n_rows=store.n_rows,
+        d_in=store.d_in,
+        d_sae=statistics.statistics.d_sae,
+        steps=training.steps,
+        sae=_numbers(statistics),
+        untrained=_numbers(of_control),
+        random_label_entropy=_random_label_entropy(store, statistics.statistics.k, options.seed),
+        held_out_explained_variance=statistics.summary["quality"]["heldout"]["explained_variance"],
+        attributes=known.counts(),
+        best=known.best()[:_BEST_SHOWN],
+        attributes_path=folder / ATTRIBUTES,
+        figures=[*sheets, *sorted(path for path in figures.glob("*.png") if path not in sheets)],
+        stages=stages,
+        seconds=time.monotonic() - started_s,
+        cpu_s=_cpu_s() - started_cpu_s,
+        next_commands=[
+            "thresher harvest IMAGES mine.zarr --model ViT-L-14-quickgelu --pretrained openai --layer 22",
+            "thresher train mine.zarr mine-run",
+            "thresher encode mine-run",
+            "thresher stats mine-run",
+        ],
+    )
+
+
+def _claim(folder: Path, harvest: HarvestOptions, training: TrainOptions, *, overwrite: bool) -> None:
+    """Mark the folder as a quickstart of these settings; `StoreError` where it holds something else."""
+    settings = {"harvest": asdict(harvest), "train": training.to_json()}
+    for part in settings.values():
+        del part["overwrite"]
+    del settings["harvest"]["workers"]  # of the machine; no result depends on it
+    wanted = json.loads(json.dumps(settings))
+    marker = folder / MARKER
+    if not marker.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise StoreError(f"{folder} is not empty and is no quickstart's folder: name another DIR.")
+        folder.mkdir(parents=True, exist_ok=True)
+    elif not overwrite:
+        _require_same(folder, json.loads(marker.read_text()), wanted)
+    write_atomically(marker, json.dumps(wanted, indent=1).encode() + b"\n")
+
+
+def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for part, options in wanted.items():
+        for name, value in options.items():
+            there = found.get(part, {}).get(name)
+            if there != value:
+                raise StoreError(
+                    f"{folder} holds a quickstart with {part} {name} = {there!r}, this one has {value!r}: "
+                    "give --overwrite to begin anew, or name another DIR."
+                )
+
+
+def _run(chain: _Chain, suffix: str, options: QuickstartOptions, stages: list[Stage], reporter: Reporter) -> None:
+    """Every stage of one tower's chain that is not finished."""
+    from ..harvest.run import harvest
+    from ..train.loop import train
+    from ..train.run_dir import open_run
+    from .encode import encode
+    from .features import FEATURES_ZARR
+    from .stats import stats
+
+    chain.store_path.parent.mkdir(exist_ok=True)
+    with _timed(stages, f"harvest{suffix}") as stage:
+        stage["was_done"] = harvest(chain.harvest, "quickstart", chain.store_path, reporter).n_harvested == 0
+    fresh = not stage["was_done"]
+    with _timed(stages, f"train{suffix}") as stage:
+        resumes = (chain.run_path / "config.json").exists() and not options.overwrite
+        trained = train(chain.training, chain.store_path, chain.run_path, reporter, resume=resumes)
+        stage["was_done"] = trained.was_finished
+        fresh |= not trained.was_finished
+    assert open_run(chain.run_path).is_finished
+    with _timed(stages, f"encode{suffix}") as stage:
+        stage["was_done"] = not fresh and (chain.run_path / FEATURES_ZARR).exists()
+        if not stage["was_done"]:
+            encode(chain.run_path, EncodeOptions(device="cpu", overwrite=True), reporter)
+            fresh = True
+    with _timed(stages, f"stats{suffix}") as stage:
+        stage["was_done"] = not fresh and (chain.run_path / STATS_JSON).exists()
+        if not stage["was_done"]:
+            stats(chain.run_path, StatsOptions(figures=chain.draws, seed=options.seed, overwrite=True), reporter)
+
+
+@contextmanager
+def _timed(stages: list[Stage], name: str) -> Iterator[dict[str, bool]]:
+    """Append a stage with what the block took; the block says in the dict it is given whether it was done before."""
+    started_s, started_cpu_s = time.monotonic(), _cpu_s()
+    said = {"was_done": False}
+    yield said
+    stages.append(Stage(name=name, seconds=time.monotonic() - started_s, cpu_s=_cpu_s() - started_cpu_s, **said))
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and of its ended children."""
+    return sum(os.times()[:4])
+
+
+def _numbers(stored: StoredStatistics) -> SaeNumbers:
+    entropy = stored.statistics.label_entropy
+    entropy = entropy[np.isfinite(entropy)]
+    return SaeNumbers(
+        l0=stored.statistics.l0.mean,
+        explained_variance=stored.summary["explained_variance"],
+        n_dead=stored.summary["n_dead"],
+        median_label_entropy=float(np.median(entropy)),
+        share_below_one_nat=float((entropy < 1).mean()),
+    )
+
+
+def _random_label_entropy(store: "ActivationStore", k: int, seed: int) -> float:
+    """Median label entropy, in nats, of k rows drawn at random and weighted equally."""
+    labels = store.labels(0, store.n_rows)
+    labels = labels[labels >= 0]
+    rng = np.random.default_rng(seed)
+    drawn = np.stack([rng.choice(labels, size=min(k, len(labels)), replace=False) for _ in range(_RANDOM_DRAWS)])
+    entropy, _ = label_entropy(np.ones_like(drawn, dtype=np.float32), drawn, min_labelled=1)
+    return float(np.median(entropy))
