@@ -288,7 +288,7 @@ class _Training:
         return int((self._state.rows_since_fired > self._options.dead_after_rows).sum())
 
     def _evaluate(self) -> ReconstructionResult | None:
-        """Log the numbers of design section 3 on held-out rows; None where the store has none."""
+        """Log the numbers of `docs/definitions.md` on held-out rows; None where the store has none."""
         store = self._activations.store
         start, stop = store.split("heldout")
         if self._options.eval_rows:

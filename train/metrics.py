@@ -29,7 +29,7 @@ class L0Summary:
 
 @dataclass(frozen=True)
 class ReconstructionResult:
-    """Numbers of design section 3 over `n_rows` rows; NaN where undefined.
+    """Numbers of `docs/definitions.md` over `n_rows` rows; NaN where undefined.
 
     Parameters
     ----------
