@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .images import IMAGE_SUFFIXES, ImageSet, Keys
+from .images import IMAGE_SUFFIXES, ImageSet, Keys, read_regular_file
 from .labels import NO_LABEL
 
 
@@ -19,8 +19,7 @@ class FolderImages(ImageSet):
 
     def read(self, i: int) -> bytes:
         """Encoded bytes of image `i`."""
-        with open(os.path.join(self._root, self.keys[i]), "rb") as file:
-            return file.read()
+        return read_regular_file(os.path.join(self._root, self.keys[i]))
 
 
 def open_folder(path: Path) -> FolderImages:
@@ -72,7 +71,7 @@ def _list_folder(root: bytes, folder: bytes, n_ignored: list[int]) -> tuple[list
     with os.scandir(os.path.join(root, folder)) as entries:
         for entry in entries:
             path = os.path.join(folder, entry.name)
-            if entry.is_dir():
+            if _is_folder(entry):
                 if not entry.name.startswith(b"."):
                     folders.append(path)
             elif not entry.name.startswith(b".") and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
@@ -80,3 +79,10 @@ def _list_folder(root: bytes, folder: bytes, n_ignored: list[int]) -> tuple[list
             else:
                 n_ignored[0] += 1
     return sorted(images), sorted(folders)
+
+
+def _is_folder(entry: "os.DirEntry[bytes]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: an image by its name that reading will find unreadable
+        return False

@@ -1,6 +1,7 @@
 """Image sets: where images come from, under stable keys, in a fixed order."""
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
@@ -135,6 +136,23 @@ class _TakenImages(ImageSet):
 
     def close(self) -> None:
         self._whole.close()
+
+
+def read_regular_file(path: bytes) -> bytes:
+    """All bytes of a file.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read, or is no file: a named pipe would keep the harvest waiting for ever, a device never end.
+    """
+    if b"\0" in path:
+        raise OSError("no file can have a zero byte in its name")
+    # without O_NONBLOCK, opening a named pipe waits for someone to write to it
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("not a file")
+        return file.read()
 
 
 def open_images(

@@ -4,7 +4,7 @@ import csv
 import os
 from pathlib import Path
 
-from .images import ImageSet, Keys
+from .images import ImageSet, Keys, read_regular_file
 from .labels import labels_from_words
 
 _LOOKED_AT = 1000  # paths whose existence is checked on opening: enough to see a wrong folder, quick on a network disk
@@ -20,8 +20,7 @@ class ManifestImages(ImageSet):
 
     def read(self, i: int) -> bytes:
         """Encoded bytes of image `i`."""
-        with open(os.path.join(self._root, self.keys[i]), "rb") as file:
-            return file.read()
+        return read_regular_file(os.path.join(self._root, self.keys[i]))
 
     def metadata(self, i: int) -> dict[str, str]:
         """The caption of image `i`, where the manifest has one."""

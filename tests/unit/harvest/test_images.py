@@ -87,6 +87,35 @@ def test_names_with_spaces_newlines_and_bytes_that_are_no_utf8_work(tmp_path, pi
     assert images.label_names == ["cl�"]
 
 
+def test_a_link_to_itself_is_an_image_that_cannot_be_read(tmp_path, pictures):
+    (tmp_path / "a.png").write_bytes(pictures.encoded())
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    images = open_images(tmp_path)
+    assert list(images.keys) == [b"a.png", b"link.png", b"loop.png"]
+    assert images.read(1) == pictures.encoded()
+    with pytest.raises(OSError, match="symbolic links"):
+        images.read(2)
+
+
+@pytest.mark.parametrize("source", ["folder", "csv"])
+def test_a_named_pipe_is_not_waited_for(tmp_path, source):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "list.csv").write_text("path,label\npipe.jpg,1\n")
+    images = open_images(tmp_path if source == "folder" else tmp_path / "list.csv")
+    with pytest.raises(OSError, match="not a file"):
+        images.read(0)
+
+
+def test_a_zero_byte_in_a_path_is_an_unreadable_image(tmp_path, pictures):
+    (tmp_path / "a.png").write_bytes(pictures.encoded())
+    (tmp_path / "list.csv").write_bytes(b"path,label\na.png,1\na\0.png,1\n")
+    images = open_images(tmp_path / "list.csv")
+    assert images.read(0) == pictures.encoded()
+    with pytest.raises(OSError, match="zero byte"):
+        images.read(1)
+
+
 def test_an_empty_folder_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no images"):
         open_images(tmp_path)
