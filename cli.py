@@ -9,12 +9,12 @@ import click
 from . import results
 from ._version import __version__
 from .analysis.options import EncodeOptions, StatsOptions
-from .command import edge, given, options_of, to_json
+from .command import echo, edge, given, options_of, to_json
 from .harvest.options import HarvestOptions
 from .progress import ConsoleReporter
 from .train.options import TrainOptions
 
-# Before torch is loaded: OpenMP threads that spin while they wait take the cores of decoding workers and of other users.
+# Before torch is loaded: OpenMP threads that spin while they wait take the cores of decoding processes and other users.
 # Measured on two busy cores: a training step 161 ms spinning, 43 ms not. No result depends on it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -57,7 +57,7 @@ def quickstart(folder: Path, overwrite: bool, as_json: bool, quiet: bool) -> Non
     from .analysis.quickstart import quickstart as run
 
     result = run(QuickstartOptions(folder=folder, overwrite=overwrite), ConsoleReporter(quiet=quiet))
-    click.echo(to_json(result) if as_json else format_result(result))
+    echo(to_json(result) if as_json else format_result(result))
 
 
 @main.command()
@@ -82,7 +82,7 @@ def harvest(context: click.Context, images: tuple[str, ...], store: Path, as_jso
 
     options = HarvestOptions(**given(context, HarvestOptions))
     result = run(options, images if len(images) > 1 else images[0], store, ConsoleReporter(quiet=quiet))
-    click.echo(to_json(result) if as_json else results.of_harvest(result))
+    echo(to_json(result) if as_json else results.of_harvest(result))
 
 
 @main.command()
@@ -110,7 +110,7 @@ def train(context: click.Context, store: Path, run: Path, resume: bool, as_json:
     explicit = given(context, TrainOptions)
     options = resumed_options(run, explicit) if resume else resolve_options(explicit)
     result = run_training(options, store, run, ConsoleReporter(quiet=quiet), resume=resume)
-    click.echo(to_json(result) if as_json else results.of_training(result))
+    echo(to_json(result) if as_json else results.of_training(result))
 
 
 @main.command()
@@ -131,7 +131,7 @@ def encode(context: click.Context, run: Path, as_json: bool, quiet: bool, **_: A
 
     options = EncodeOptions(**given(context, EncodeOptions))
     result = run_encoding(run, options, ConsoleReporter(quiet=quiet))
-    click.echo(to_json(result) if as_json else results.of_encoding(result))
+    echo(to_json(result) if as_json else results.of_encoding(result))
 
 
 @main.command()
@@ -159,7 +159,7 @@ def stats(context: click.Context, run: Path, out: Path | None, as_json: bool, qu
     if out is None and (run / "zarr.json").exists():
         raise ValueError(f"{run} is a zarr array or group, not a run: for a matrix, name the folder OUT to write to.")
     result = run_statistics(run, options, reporter) if out is None else dense_statistics(run, out, options, reporter)
-    click.echo(to_json(result.summary) if as_json else results.of_statistics(result))
+    echo(to_json(result.summary) if as_json else results.of_statistics(result))
 
 
 @main.command()
@@ -176,10 +176,10 @@ def info(path: Path, as_json: bool) -> None:
 
     description = describe(path)
     if as_json:
-        click.echo(to_json(description.record))
+        echo(to_json(description.record))
         return
-    click.echo(description.title)
-    click.echo(results.table(description.lines))
+    echo(description.title)
+    echo(results.table(description.lines))
 
 
 @main.command()
@@ -198,17 +198,17 @@ def verify(store: Path, as_json: bool, quiet: bool) -> None:
 
     report = verify_store(store, ConsoleReporter(quiet=quiet))
     if as_json:
-        click.echo(to_json(report))
+        echo(to_json(report))
     else:
         for problem in report.problems:
-            click.echo(str(problem))
+            echo(str(problem))
         for name in report.leftovers:
-            click.echo(f"{name}: belongs to no array; it is never read and may be deleted")
+            echo(f"{name}: belongs to no array; it is never read and may be deleted")
     summary = f"{report.n_chunks:,} chunks, {format_bytes(report.n_bytes)} read"
     if report.problems:
         raise click.ClickException(f"{store} is damaged: {len(report.problems):,} problems; {summary}.")
     if not as_json:
-        click.echo(f"{store} is whole: {summary}, every checksum as committed.")
+        echo(f"{store} is whole: {summary}, every checksum as committed.")
 
 
 @main.command()
@@ -220,9 +220,9 @@ def doctor(as_json: bool) -> None:
 
     findings = examine()
     if as_json:
-        click.echo(to_json(findings))
+        echo(to_json(findings))
         return
-    click.echo(results.table([(f"{finding.level:8}{finding.what}", finding.detail) for finding in findings]))
+    echo(results.table([(f"{finding.level:8}{finding.what}", finding.detail) for finding in findings]))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
 """A click command made of an option dataclass, its errors turned into one line and an exit status."""
 
+import errno
 import functools
 import json
+import math
 import os
+import select
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +22,16 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from .progress import printable
+
+_NEXT_STEPS = {
+    errno.ENOSPC: "make room, then give the same command again",
+    errno.EDQUOT: "make room, then give the same command again",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.EROFS: "name a place that can be written to",
+}
+_JSON_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}  # control characters that JSON lets stand
 _NOT_GIVEN = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
@@ -79,16 +95,17 @@ def edge(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, debug: bool, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
-        except click.exceptions.Exit:
-            raise
-        except (click.ClickException, click.Abort):
+            with _sigterm_as_interrupt():
+                return function(*args, **kwargs)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except KeyboardInterrupt as interrupt:
             if debug:
                 traceback.print_exc()
             raise click.ClickException(str(interrupt) or "stopped by the user.") from None
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _reader_of_stdout_is_gone():
+                raise  # click ends the command quietly, as `| head -1` expects
             if debug:
                 traceback.print_exc()
             raise _one_line(error) from None
@@ -96,10 +113,36 @@ def edge(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: temporary files and worker processes go, one line is said."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt("stopped by SIGTERM.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _reader_of_stdout_is_gone() -> bool:
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # no stdout, or not one of the system's
+        return False
+
+
 def _one_line(error: Exception) -> click.ClickException:
     from .store.errors import StoreError
 
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(" ".join(str(error).split())) or type(error).__name__
     if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
         return click.UsageError(text, click.get_current_context(silent=True))
     if isinstance(error, StoreError):
@@ -108,22 +151,41 @@ def _one_line(error: Exception) -> click.ClickException:
         return click.ClickException(_of_system(error))
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
         return click.ClickException(f"out of memory: take a smaller --batch-size, or another --device. ({text[:200]})")
-    handle, path = tempfile.mkstemp(prefix="thresher-", suffix=".log")
-    with open(handle, "w", encoding="utf-8") as log:
-        log.write(f"{sys.argv}\n")
-        traceback.print_exception(error, file=log)
-    return click.ClickException(f"this is a bug in thresher: {type(error).__name__}: {text} The traceback is in {path}")
+    return click.ClickException(f"this is a bug in thresher: {type(error).__name__}: {text} {_log(error)}")
+
+
+def _log(error: Exception) -> str:
+    """Where the traceback of an error was written to."""
+    try:
+        handle, path = tempfile.mkstemp(prefix="thresher-", suffix=".log")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(f"{sys.argv}\n")
+            traceback.print_exception(error, file=log)
+    except OSError:
+        return "Its traceback could be written nowhere: --debug shows it."
+    return f"The traceback is in {path}"
 
 
 def _of_system(error: OSError) -> str:
     name = error.filename if error.filename is None or isinstance(error.filename, str) else os.fsdecode(error.filename)
-    text = error.strerror or str(error)
-    return f"{name}: {text}." if name else f"{text}."
+    text = " ".join((error.strerror or str(error) or type(error).__name__).split()).removesuffix(".")
+    if step := _NEXT_STEPS.get(error.errno or 0):
+        text = f"{text}: {step}"
+    return printable(f"{name}: {text}." if name else f"{text}.")
+
+
+def echo(text: str) -> None:
+    """Print a result on stdout, whatever bytes the names in it hold."""
+    click.echo(printable(text, keep="\n"))
 
 
 def to_json(value: Any) -> str:
-    """A result as one JSON document; NaN becomes null, paths become text."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False)
+    """A result as one JSON document; numbers that are not finite become null, paths become text.
+
+    A byte that is no UTF-8 becomes the escape by which `os.fsencode` gives it back.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").translate(_JSON_ESCAPES)
 
 
 def _plain(value: Any) -> Any:
@@ -137,6 +199,6 @@ def _plain(value: Any) -> Any:
         return str(value)
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

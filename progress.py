@@ -2,10 +2,12 @@
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+_UNSHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, line and paragraph separators
 _PLAIN_LINE_EVERY_S = 10.0  # a log file of an hour's job stays readable
 
 
@@ -46,11 +48,11 @@ class ConsoleReporter(Reporter):
 
     def say(self, text: str) -> None:
         """Tell one line."""
-        self._console.print(text, markup=False)
+        self._console.print(printable(text), markup=False)
 
     def warn(self, text: str) -> None:
         """Tell one line that the user should act on."""
-        self._console.print(f"warning: {text}", style="yellow", markup=False)
+        self._console.print(f"warning: {printable(text)}", style="yellow", markup=False)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, *, done: int = 0) -> Iterator[Task]:
@@ -144,6 +146,26 @@ class _PlainTask(_Counter):
 
 def _shown(fields: dict[str, object]) -> str:
     return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Text that any terminal can show on one line: control characters and bytes that are no UTF-8 as escapes.
+
+    Names of files may hold either: an escape sequence would reach the terminal, half a character be an error.
+
+    Parameters
+    ----------
+    text
+        With undecodable bytes as `os.fsdecode` gives them.
+    keep
+        Control characters to leave alone.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in _UNSHOWN and c not in keep else c
+        for c in text
+    )
 
 
 def format_rate(per_s: float) -> str:

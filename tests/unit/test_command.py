@@ -1,3 +1,4 @@
+import signal
 from dataclasses import dataclass
 
 import click
@@ -6,6 +7,7 @@ from click.testing import CliRunner
 from thresher.cli import main
 from thresher.command import edge, given, options_of, to_json
 from thresher.options import option
+from thresher.progress import printable
 from thresher.store.errors import StoreError
 
 
@@ -63,7 +65,9 @@ def test_help_shows_the_dataclass_s_defaults_and_words():
         (ValueError("layer 30 is out of range"), 2, "layer 30 is out of range"),
         (StoreError("no store"), 1, "no store"),
         (FileNotFoundError(2, "No such file or directory", b"/x/\xff.jpg"), 1, "No such file"),
-        (OSError(28, "No space left on device", "/mnt/s"), 1, "/mnt/s: No space left on device."),
+        (OSError(28, "No space left on device", "/mnt/s"), 1, "/mnt/s: No space left on device: make room"),
+        (FileNotFoundError("nowhere does not exist."), 1, "Error: nowhere does not exist.\n"),
+        (StoreError("two\nlines\x1b[31m"), 1, "two lines\\x1b[31m"),
         (KeyboardInterrupt(), 1, "stopped by the user"),
         (MemoryError("x"), 1, "out of memory"),
         (KeyError("oops"), 1, "this is a bug in thresher: KeyError"),
@@ -77,9 +81,9 @@ def test_every_error_is_one_line_and_a_status(error, status, text):
 
     result = CliRunner().invoke(command, [])
     assert result.exit_code == status
-    last = result.output.strip().splitlines()[-1]
+    last = result.output.splitlines()[-1]
     assert last.startswith("Error: ")
-    assert text in last
+    assert text in last + "\n"
     assert "Traceback" not in result.output
     with_traceback = CliRunner().invoke(command, ["--debug"])
     assert "Traceback" in with_traceback.output
@@ -92,6 +96,62 @@ def test_a_result_is_json_with_null_for_nan_and_text_for_paths(tmp_path):
 
     made = json.loads(to_json({"a": float("nan"), "p": tmp_path, "n": np.arange(2), "x": [np.float32(1)]}))
     assert made == {"a": None, "p": str(tmp_path), "n": [0, 1], "x": [1.0]}
+
+
+def test_json_holds_any_name_and_no_number_that_json_lacks():
+    import json
+    import os
+
+    name = os.fsdecode(b"bad\xff\x7f\x1b\nname\xc2\x85")
+    text = to_json({"key": name, "x": float("inf"), "ü": "ü\u200d"})
+    text.encode("utf-8")
+    assert "ü\u200d" in text
+    assert not any((ord(c) < 32 and c != "\n") or 126 < ord(c) < 160 for c in text)
+    made = json.loads(text)
+    assert (made["key"], made["x"]) == (name, None)
+    assert os.fsencode(made["key"]) == b"bad\xff\x7f\x1b\nname\xc2\x85"
+
+
+def test_what_is_printed_is_one_line_of_shown_characters():
+    assert printable("a b\u200dü") == "a b\u200dü"
+    assert printable("a\nb\x1b[31m\udcff\u2028") == "a\\nb\\x1b[31m\\udcff\\u2028"
+    assert printable("a\nb\tc", keep="\n") == "a\nb\\tc"
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does():
+    cleaned = []
+
+    @click.command()
+    @edge
+    def command():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 1
+    assert result.output == "Error: stopped by SIGTERM.\n"
+    assert cleaned
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_bug_is_told_where_no_log_can_be_written(monkeypatch):
+    def no_place(**_):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.mkstemp", no_place)
+
+    @click.command()
+    @edge
+    def command():
+        raise KeyError("oops")
+
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: this is a bug in thresher: KeyError: 'oops' ")
+    assert "--debug" in result.output
 
 
 @pytest.mark.parametrize("command", [c for c in main.commands])
