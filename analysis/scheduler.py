@@ -77,7 +77,8 @@ class _ClientCompute:
         waiting = as_completed(done)
         del done
         for future in waiting:
-            future.release()
+            if future.key != result.key:  # of one range, that leaf is the root
+                future.release()
             on_leaf()
         return result.result()
 

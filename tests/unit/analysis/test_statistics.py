@@ -172,6 +172,12 @@ def test_two_worker_processes_compute_the_same_as_threads(write_features):
     assert_identical(_sparse(path), processes)
 
 
+def test_one_range_is_counted_by_a_worker_process_too(write_features):
+    f, labels = hard_data(50, 12)
+    path = write_features(f, labels)
+    assert_identical(_sparse(path), _sparse(path, workers=1))
+
+
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr("thresher.analysis.scheduler._CONNECT_TIMEOUT_S", 0.5)
     with pytest.raises(ConnectionError, match=r"tcp://127\.0\.0\.1:9"), open_compute(scheduler="tcp://127.0.0.1:9"):
