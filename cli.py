@@ -26,16 +26,17 @@ _quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="thresher")
 def main() -> None:
-    r"""Find the visual concepts inside CLIP vision transformers with sparse autoencoders.
+    """Find the visual concepts inside CLIP vision transformers with sparse autoencoders.
 
     \b
-    thresher quickstart                          the whole chain on built-in pictures, offline
-    thresher harvest IMAGES STORE                images to activations
-    thresher train STORE RUN                     activations to a sparse autoencoder
-    thresher encode RUN && thresher stats RUN    every number and figure
+    thresher quickstart              the whole chain on built-in pictures
+    thresher harvest IMAGES STORE    images to activations
+    thresher train STORE RUN         activations to a sparse autoencoder
+    thresher encode RUN              its feature activations on the store
+    thresher stats RUN               every number and figure
 
     Layers are 0-based everywhere: layer 22 is the 23rd block.
-    """
+    """  # noqa: D301 (\b is the character that click asks for)
 
 
 @main.command()
@@ -45,14 +46,14 @@ def main() -> None:
 @_quiet
 @edge
 def quickstart(folder: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
-    r"""Run the whole chain on the built-in pictures with the built-in CLIP model, offline.
+    """Run the whole chain on built-in pictures and model, offline.
 
     Harvests 20,001 emoji drawings, trains an SAE, encodes, computes; then does the same on an untrained tower and
     compares what the features know with random ones. Everything is written below DIR.
 
     \b
     Example: thresher quickstart
-    """
+    """  # noqa: D301 (\b is the character that click asks for)
     from .analysis.quickstart import QuickstartOptions, format_result
     from .analysis.quickstart import quickstart as run
 
@@ -69,7 +70,7 @@ def quickstart(folder: Path, overwrite: bool, as_json: bool, quiet: bool) -> Non
 @click.pass_context
 @edge
 def harvest(context: click.Context, images: tuple[str, ...], store: Path, as_json: bool, quiet: bool, **_: Any) -> None:
-    r"""Write the activations of a CLIP tower on IMAGES to STORE.
+    """Write the activations of a CLIP tower on IMAGES to STORE.
 
     IMAGES is a folder of class folders (ImageNet's layout), a flat folder, WebDataset tars, a CSV of path,label, or
     the word `quickstart`. The same command again resumes a harvest that was stopped.
@@ -77,7 +78,7 @@ def harvest(context: click.Context, images: tuple[str, ...], store: Path, as_jso
     \b
     Example: thresher harvest imagenet/train imagenet-l22.zarr --layer 22
     Example: thresher harvest quickstart emoji.zarr --model quickstart --layer 4
-    """
+    """  # noqa: D301 (\b is the character that click asks for)
     from .harvest.run import harvest as run
 
     options = HarvestOptions(**given(context, HarvestOptions))
@@ -97,13 +98,13 @@ def harvest(context: click.Context, images: tuple[str, ...], store: Path, as_jso
 @click.pass_context
 @edge
 def train(context: click.Context, store: Path, run: Path, resume: bool, as_json: bool, quiet: bool, **_: Any) -> None:
-    r"""Train a sparse autoencoder on the activations in STORE; write everything about it to RUN.
+    """Train a sparse autoencoder on the activations in STORE. Everything about it is written to RUN.
 
     \b
     Example: thresher train imagenet-l22.zarr run-1 --recipe post-2024
     Example: thresher train imagenet-l22.zarr run-2 --k 32 --expansion 16
     Example: thresher train imagenet-l22.zarr run-1 --resume
-    """
+    """  # noqa: D301 (\b is the character that click asks for)
     from .train.loop import train as run_training
     from .train.recipes import resolve_options, resumed_options
 
@@ -121,12 +122,12 @@ def train(context: click.Context, store: Path, run: Path, resume: bool, as_json:
 @click.pass_context
 @edge
 def encode(context: click.Context, run: Path, as_json: bool, quiet: bool, **_: Any) -> None:
-    r"""Write the feature activations of RUN's store, sparse, to RUN/features.zarr.
+    """Write the feature activations of RUN's store. They go to RUN/features.zarr, sparse, by row and by feature.
 
     \b
     Example: thresher encode run-1
     Example: thresher encode run-1 --store imagenet-val-l22.zarr --overwrite
-    """
+    """  # noqa: D301 (\b is the character that click asks for)
     from .analysis.encode import encode as run_encoding
 
     options = EncodeOptions(**given(context, EncodeOptions))
@@ -143,15 +144,16 @@ def encode(context: click.Context, run: Path, as_json: bool, quiet: bool, **_: A
 @click.pass_context
 @edge
 def stats(context: click.Context, run: Path, out: Path | None, as_json: bool, quiet: bool, **_: Any) -> None:
-    r"""Compute the statistics and figures of RUN's features, with Dask.
+    """Compute the statistics and figures of RUN's features.
 
-    In place of a run, a dense (rows, features) zarr array MATRIX may be given; its statistics go to OUT.
+    Dask computes them from what `thresher encode RUN` wrote. In place of a run, a dense (rows, features) zarr array
+    MATRIX may be given; its statistics go to OUT.
 
     \b
     Example: thresher stats run-1
     Example: thresher stats run-1 --workers 4 --feature 17 --feature 42
     Example: thresher stats matrix.zarr out --labels labels.npy
-    """
+    """  # noqa: D301 (\b is the character that click asks for)
     from .analysis.stats import dense_statistics
     from .analysis.stats import stats as run_statistics
 
@@ -167,11 +169,11 @@ def stats(context: click.Context, run: Path, out: Path | None, as_json: bool, qu
 @_json
 @edge
 def info(path: Path, as_json: bool) -> None:
-    r"""Describe the store or the run at PATH.
+    """Describe the store or the run at PATH.
 
     \b
     Example: thresher info imagenet-l22.zarr
-    """
+    """  # noqa: D301 (\b is the character that click asks for)
     from .analysis.describe import describe
 
     description = describe(path)
@@ -188,11 +190,11 @@ def info(path: Path, as_json: bool) -> None:
 @_quiet
 @edge
 def verify(store: Path, as_json: bool, quiet: bool) -> None:
-    r"""Check every byte of STORE against what was committed; exit 1 if any differs.
+    """Check every byte of STORE against what was committed. Exit status 1 if any differs.
 
     \b
     Example: thresher verify imagenet-l22.zarr
-    """
+    """  # noqa: D301 (\b is the character that click asks for)
     from .progress import format_bytes
     from .store.verify import verify_store
 
@@ -215,7 +217,7 @@ def verify(store: Path, as_json: bool, quiet: bool) -> None:
 @_json
 @edge
 def doctor(as_json: bool) -> None:
-    """Say what this machine has, what will be slow on it, what is impossible."""
+    """Say what this machine has, what is slow on it or impossible."""
     from .analysis.doctor import examine
 
     findings = examine()

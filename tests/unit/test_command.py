@@ -154,8 +154,17 @@ def test_a_bug_is_told_where_no_log_can_be_written(monkeypatch):
     assert "--debug" in result.output
 
 
-@pytest.mark.parametrize("command", [c for c in main.commands])
-def test_every_command_explains_itself(command):
-    result = CliRunner().invoke(main, [command, "--help"])
+@pytest.mark.parametrize("command", ["", *main.commands])
+def test_every_command_explains_itself_within_80_columns(command):
+    result = CliRunner().invoke(main, [*command.split(), "--help"], terminal_width=80)
     assert result.exit_code == 0
-    assert len(result.output.splitlines()) > 5
+    lines = result.output.splitlines()
+    assert len(lines) > 5
+    assert max(map(len, lines)) <= 80
+    assert r"\b" not in result.output, "click's mark of lines that it must not join is printed"
+    assert all(line.startswith("  Example: ") for line in lines if "Example: " in line)
+
+
+def test_the_list_of_commands_cuts_no_sentence():
+    result = CliRunner().invoke(main, ["--help"], terminal_width=80)
+    assert "..." not in result.output.partition("Commands:")[2]
