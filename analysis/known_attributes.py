@@ -123,13 +123,20 @@ def draw_overviews(
     rng = np.random.default_rng(seed)
     alive = np.flatnonzero(stored.statistics.is_alive)
     drawn = np.sort(rng.choice(alive, size=min(_OVERVIEW_FEATURES, len(alive)), replace=False))
-    at_random = [_line(stored, store, feature, _largest_label(stored, store, feature)) for feature in drawn.tolist()]
-    of_attributes, used = [], set()
+    at_random = [_line(stored, feature, _largest_label(stored, store, feature)) for feature in drawn.tolist()]
+    of_attributes: list[SheetLine] = []
+    used: set[int] = set()
     for attribute in known.best():
         if attribute.feature >= 0 and attribute.feature not in used and len(used) < _OVERVIEW_FEATURES:
             used.add(attribute.feature)
-            about = f"{attribute.kind} {attribute.value}: F1 {attribute.f1:.2f}"
-            of_attributes.append(_line(stored, store, attribute.feature, about))
+            of_attributes.append(
+                _line(
+                    stored,
+                    attribute.feature,
+                    f"{attribute.kind} {attribute.value}",
+                    f", F1 {attribute.f1:.2f}",
+                )
+            )
     shown = f"the {IMAGES_PER_LINE} pictures on which each is largest"
     sheets = {
         "overview_random.png": (at_random, f"{len(at_random)} features drawn at random (seed {seed}): {shown}"),
@@ -144,12 +151,12 @@ def draw_overviews(
     return [folder / name for name in sheets]
 
 
-def _line(stored: StoredStatistics, store: ActivationStore, feature: int, about: str) -> SheetLine:
+def _line(stored: StoredStatistics, feature: int, about: str, more: str = "") -> SheetLine:
     statistics = stored.statistics
     entropy = float(statistics.label_entropy[feature])
     told = f"entropy {entropy:.2f} nats" if np.isfinite(entropy) else "entropy undefined"
     return SheetLine(
-        (f"feature {feature}", about, f"{100 * statistics.density[feature]:.2f} %, {told}"),
+        (f"feature {feature}{more}", about, f"{100 * statistics.density[feature]:.2f} %, {told}"),
         statistics.top_row[feature].tolist(),
     )
 

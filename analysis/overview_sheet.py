@@ -54,7 +54,7 @@ def overview_sheet(store: ActivationStore, lines: Sequence[SheetLine], title: st
                 left = x + _TEXT + column * (_CELL + _GAP)
                 sheet.paste(picture, (left + (_CELL - picture.width) // 2, y + (_CELL - picture.height) // 2))
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
+    sheet.save(buffer, "PNG")  # optimize saves 3 % for four times the time
     return buffer.getvalue()
 
 
