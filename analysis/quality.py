@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-SUMS = ("sse", "sse_over_norm", "sse_over_energy", "l1", "energy", "n_nonzero")
-"""Sums over a section's rows: ||e||^2, ||e||^2 / ||x||, ||e||^2 / ||x||^2, sum_k f_k, ||x||^2, with e = x_hat - x;
-the two ratios over the rows of norm above zero only, and the number of those."""
+SUMS = ("sse", "sse_over_norm", "sse_over_energy", "l1", "scatter", "n_nonzero")
+"""Sums over a section's rows: ||e||^2, ||e||^2 / ||x||, ||e||^2 / ||x||^2, sum_k f_k, ||x - mean of the section||^2,
+with e = x_hat - x; the two ratios over the rows of norm above zero only, and the number of those."""
 
 _MAX_SECTIONS = 256  # of a whole store: memory for their sums of x stays at 256 x d_in numbers a split
 _MIN_SECTION_ROWS = 4096
@@ -59,10 +59,17 @@ class SectionSums:
         nonzero = norm > 0
         ratio = np.divide(sse, norm, out=np.zeros_like(sse), where=nonzero)
         over_energy = np.divide(ratio, norm, out=np.zeros_like(sse), where=nonzero)
-        energy = np.square(norm).sum()
+        x_sum = x.sum(axis=0, dtype=np.float64)
+        # About the mean from the start (Chan, Golub and LeVeque 1983): a difference of large sums of squares would
+        # leave rounding noise for a variance where there is one row or all are alike.
+        centred = x - x_sum / len(x)  # (n, d_in) float64
+        scatter = float(np.einsum("nd,nd->", centred, centred))
+        if self.n:
+            shift = x_sum / len(x) - self.x_sum / self.n
+            scatter += float(shift @ shift) * self.n * len(x) / (self.n + len(x))
         self.n += len(x)
-        self.sums += [sse.sum(), ratio.sum(), over_energy.sum(), l1.sum(), energy, nonzero.sum()]
-        self.x_sum += x.sum(axis=0, dtype=np.float64)
+        self.sums += [sse.sum(), ratio.sum(), over_energy.sum(), l1.sum(), scatter, nonzero.sum()]
+        self.x_sum += x_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +100,11 @@ class Quality:
             return None
         # fsum rounds once, whatever the number of sections.
         total = {name: math.fsum(sections[name][of]) for name in SUMS}
-        x_sum = np.array([math.fsum(column) for column in sections["x_sum"][of].T])  # (d_in,)
-        sst = total["energy"] - float(x_sum @ x_sum) / n
-        d_in, n_nonzero = len(x_sum), total["n_nonzero"]
+        mean = np.array([math.fsum(column) for column in sections["x_sum"][of].T]) / n  # (d_in,)
+        counts = sections["n"][of]  # (sections,)
+        shift = sections["x_sum"][of] / counts[:, None] - mean
+        sst = total["scatter"] + math.fsum(counts * np.square(shift).sum(axis=1))
+        d_in, n_nonzero = len(mean), total["n_nonzero"]
         return cls(
             n_rows=n,
             mse=total["sse"] / (n * d_in),

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import zarr
 from thresher.analysis.encode import encode
-from thresher.analysis.features import open_features
+from thresher.analysis.features import TRAIN, open_features
 from thresher.analysis.options import EncodeOptions
+from thresher.analysis.quality import SUMS, Quality, SectionSums
 from thresher.store.errors import StoreError, UnfinishedStoreError
 from thresher.store.files import FolderLock
 from thresher.store.reader import open_store
@@ -90,6 +91,37 @@ def test_the_quality_does_not_depend_on_the_block_size(make_store, make_run):
         for split, quality in other.items():
             for name in ("mse", "normalized_mse", "explained_variance", "explained_energy", "l1"):
                 assert getattr(quality, name) == pytest.approx(getattr(results[0][split], name), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_rows_that_are_all_alike_have_no_explained_variance(n):
+    for seed in range(20):  # a difference of sums of squares is rounding noise for some rows and 0 for others
+        row = np.random.default_rng(seed).standard_normal(8).astype(np.float32)
+        x = np.tile(row, (n, 1))
+        norm = np.sqrt(np.square(x, dtype=np.float64).sum(axis=1))
+        sections = [SectionSums.zero(TRAIN, 0, n, 8), SectionSums.zero(TRAIN, n, 2 * n, 8)]
+        for section in sections[: 1 if n == 1 else 2]:
+            section.add(x, norm, norm, norm)
+        kept = [section for section in sections if section.n]
+        arrays = {
+            "split": np.array([s.split for s in kept]),
+            "n": np.array([s.n for s in kept]),
+            "x_sum": np.array([s.x_sum for s in kept]),
+            **{name: np.array([s.sums[i] for s in kept]) for i, name in enumerate(SUMS)},
+        }
+        quality = Quality.of_sections(arrays, (TRAIN,))
+        assert quality is not None
+        assert np.isnan(quality.explained_variance), seed
+
+
+def test_explained_variance_is_exact_where_the_rows_are_far_from_the_origin(make_store, make_run, dense):
+    rows = 3000 + np.random.default_rng(3).standard_normal((300, 8)) * 1e-3
+    run = make_run(make_store(rows=rows, dtype="float32").path)
+    result = encode(run.path, EncodeOptions(block_rows=64))
+    x = dense(run)["x"]
+    sst = ((x - x.mean(0)) ** 2).sum()
+    quality = result.quality["all"]
+    assert 1 - quality.explained_variance == pytest.approx(quality.mse * x.size / sst, rel=1e-9)
 
 
 @pytest.mark.parametrize("order", ["random", "source"])
