@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..progress import Reporter, format_bytes
+from ..progress import Reporter, format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import FolderLock, free_bytes
 from ..store.provenance import Provenance
@@ -72,8 +72,13 @@ def encode(
     source = _open_source(run_path, options)
     path = run_path / FEATURES_ZARR
     refuse_existing(path, overwrite=options.overwrite)
-    predicted = _predict_bytes(source, options)
+    predicted, predicted_s = _predict(source, options)
     _check_size(predicted, path, options, reporter)
+    n = source.stop - source.start
+    reporter.say(
+        f"{n:,} rows to encode, about {format_s(predicted_s)} at {format_rate(n / predicted_s)} rows/s on "
+        f"{source.sae.device}; then their activations are sorted by feature"
+    )
     start_s = time.monotonic()
     with closing(FolderLock(run_path)), new_folder(path, overwrite=options.overwrite) as folder:
         info = _write(source, folder, options, reporter)
@@ -149,18 +154,27 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
     )
 
 
-def _predict_bytes(source: _Source, options: EncodeOptions) -> int:
-    """Size of the features, before compression, from a sample of rows spread over what is to be encoded."""
+def _predict(source: _Source, options: EncodeOptions) -> tuple[int, float]:
+    """Size of the features before compression, and seconds of encoding, from a sample of rows spread over the rows."""
     n = source.stop - source.start
     runs = min(_SAMPLE_RUNS, -(-n // _SAMPLE_RUN_ROWS))
     length = min(_SAMPLE_RUN_ROWS, n // runs)
     starts = source.start + np.arange(runs) * (n // runs)
     sample = np.empty((runs * length, source.array.d_in), source.array.stored_dtype)
     source.array.read_runs(starts, np.full(runs, length), sample)
-    block = encode_block(source.sae, source.array, sample, tile_features=options.tile_features)
+    block, seconds = _timed_block(source, sample, options)
+    if seconds < 1:  # the first block also pays for what torch sets up once
+        block, seconds = _timed_block(source, sample, options)
     nnz = len(block.index) / len(sample) * n
     last_chunks = 4 * 4 * CHUNK  # of index and value, by row and by feature: chunks are written whole
-    return int(2 * _ENTRY_BYTES * nnz + last_chunks + _ROW_BYTES * source.store.n_rows + 8 * source.sae.d_sae)
+    size = int(2 * _ENTRY_BYTES * nnz + last_chunks + _ROW_BYTES * source.store.n_rows + 8 * source.sae.d_sae)
+    return size, seconds / len(sample) * n
+
+
+def _timed_block(source: _Source, rows: NDArray[np.generic], options: EncodeOptions) -> tuple[EncodedBlock, float]:
+    start_s = time.perf_counter()
+    block = encode_block(source.sae, source.array, rows, tile_features=options.tile_features)
+    return block, time.perf_counter() - start_s
 
 
 def _check_size(predicted: int, path: Path, options: EncodeOptions, reporter: Reporter) -> None:

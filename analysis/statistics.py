@@ -13,6 +13,7 @@ from ..progress import Reporter
 from ..store.errors import StoreError
 from .entropy import label_entropy
 from .features import open_features
+from .forecast import SAMPLE_BYTES, forecast_counting
 from .scheduler import Compute
 from .totals import FeatureTotals, merge_totals
 
@@ -167,6 +168,10 @@ def sparse_totals(
     ]
     if not leaves:
         return FeatureTotals.zero(features.d_sae, k)
+    first, last = features.ranges(start, stop, SAMPLE_BYTES)[0]
+    reporter.say(
+        forecast_counting(stop - start, last - first, lambda: _range_totals(features_path, first, last, split, k))
+    )
     return _reduce(leaves, compute, reporter, f"counting {stop - start:,} rows on {compute.description}")
 
 
@@ -193,7 +198,7 @@ def dense_totals(
     import dask.array as da
     from dask import delayed
 
-    n_rows, d_sae = _dense_shape(matrix_path)
+    n_rows, d_sae = dense_shape(matrix_path)
     if labels_path is not None:
         _open_labels(labels_path, n_rows)
     rows = max(1, min(n_rows, task_bytes // (4 * max(d_sae, 1))))
@@ -205,6 +210,14 @@ def dense_totals(
     ]
     if not leaves:
         return FeatureTotals.zero(d_sae, k)
+    n_sample = min(n_rows, max(1, SAMPLE_BYTES // (4 * max(d_sae, 1))))
+    reporter.say(
+        forecast_counting(
+            n_rows,
+            n_sample,
+            lambda: _dense_range_totals(matrix[:n_sample].compute(scheduler="synchronous"), 0, None, n_rows, k),
+        )
+    )
     return _reduce(leaves, compute, reporter, f"counting {n_rows:,} dense rows on {compute.description}")
 
 
@@ -223,7 +236,8 @@ def _dense_range_totals(block: Any, start: int, labels_path: str | None, n_rows:
     return totals
 
 
-def _dense_shape(matrix_path: str) -> tuple[int, int]:
+def dense_shape(matrix_path: str) -> tuple[int, int]:
+    """Rows and features of a dense zarr matrix; `StoreError` where it is none."""
     import zarr
 
     try:

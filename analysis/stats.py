@@ -16,11 +16,12 @@ from ..store.files import FolderLock
 from .clusters import Coherence, UldSplit, coherence, find_uld_cluster
 from .features import SPLIT_CODES, FeatureActivations, open_features
 from .folders import refuse_existing
+from .forecast import require_space
 from .options import StatsOptions
 from .quality import Quality
 from .scheduler import open_compute
-from .statistics import FeatureStatistics, dense_totals, sparse_totals
-from .stored_statistics import STATS_JSON, STATS_ZARR, Source, summarise, write_statistics
+from .statistics import FeatureStatistics, dense_shape, dense_totals, sparse_totals
+from .stored_statistics import STATS_JSON, Source, summarise, write_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,13 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
     run_path = Path(run_path)
     if options.labels is not None:
         raise ValueError("labels goes with a dense matrix; the labels of a run are those of its store")
+    run = open_run(run_path)
     features = open_features(run_path)
     _require_same_sae(features, run_path)
     _check_features(options, features.d_sae)
     refuse_existing(run_path / STATS_JSON, overwrite=options.overwrite)
     start, stop = features.row_range(options.split)
+    reporter.say(require_space(run_path, features.d_sae, options.k, figures=options.figures))
     with open_compute(workers=options.workers, scheduler=options.scheduler) as compute:
         totals = sparse_totals(
             str(features.path.absolute()),
@@ -99,10 +102,11 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
         {name: q for name, q in quality.items() if q is not None},
     )
     with closing(FolderLock(run_path)):
-        write_statistics(run_path, statistics, split.is_uld, document, overwrite=True)
         figures = _draw(run_path, statistics, split, options, reporter)
-        store_path = open_run(run_path).store_path if info.is_training_store else info.store
+        store_path = run.store_path if info.is_training_store else info.store
         sheets = _sheets(run_path, store_path, statistics, split, options, reporter)
+        # last: its stats.json says that all of it is there, so a command stopped before can be given again as it was
+        write_statistics(run_path, statistics, split.is_uld, document, overwrite=True)
     return StatsResult(
         out_dir=run_path,
         summary=document,
@@ -140,7 +144,9 @@ def dense_statistics(
     if options.split != "all":
         raise ValueError(f"split must be all for a dense matrix; got {options.split!r}")
     refuse_existing(out_dir / STATS_JSON, overwrite=options.overwrite)
-    refuse_existing(out_dir / STATS_ZARR, overwrite=options.overwrite)
+    _require_place(out_dir)
+    _, d_sae = dense_shape(str(matrix_path))
+    reporter.say(require_space(out_dir, d_sae, options.k, figures=options.figures))
     with open_compute(workers=options.workers, scheduler=options.scheduler) as compute:
         totals = dense_totals(
             str(matrix_path),
@@ -161,8 +167,8 @@ def dense_statistics(
     document = summarise(Source(split="all", matrix=str(matrix_path)), statistics, split, None, {})
     out_dir.mkdir(parents=True, exist_ok=True)
     with closing(FolderLock(out_dir)):
-        write_statistics(out_dir, statistics, split.is_uld, document, overwrite=True)
         figures = _draw(out_dir, statistics, split, options, reporter)
+        write_statistics(out_dir, statistics, split.is_uld, document, overwrite=True)
     return StatsResult(
         out_dir=out_dir,
         summary=document,
@@ -174,6 +180,14 @@ def dense_statistics(
         n_processes=len(statistics.workers),
         seconds=time.monotonic() - start_s,
     )
+
+
+def _require_place(out_dir: Path) -> None:
+    """Fail before the counting where the statistics of a matrix cannot go."""
+    if out_dir.exists() and not out_dir.is_dir():
+        raise StoreError(f"{out_dir} exists and is not a folder: name another OUT.")
+    if (out_dir / "zarr.json").exists():
+        raise StoreError(f"{out_dir} is a zarr array or group: name another OUT.")
 
 
 def _require_same_sae(features: FeatureActivations, run_path: Path) -> None:
