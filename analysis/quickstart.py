@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..harvest.options import HarvestOptions
+from ..options import option
 from ..progress import Reporter
 from ..store.errors import StoreError
 from ..store.files import write_atomically
@@ -58,6 +59,7 @@ TRAINING = TrainOptions(
     eval_every=0,
     device="cpu",
 )
+_DEFAULT_FOLDER = Path("thresher-quickstart")
 _BEST_SHOWN = 10
 _RANDOM_DRAWS = 500
 
@@ -66,16 +68,16 @@ _RANDOM_DRAWS = 500
 class QuickstartOptions:
     """Where the quickstart writes, and how much of it runs."""
 
-    folder: Path = Path("thresher-quickstart")
-    """Everything is written below it."""
-    overwrite: bool = False
-    """Begin anew where the folder holds an earlier quickstart."""
-    limit: int | None = None
-    """Pictures to harvest; all by default. Fewer are for trying the chain: the scores then mean little."""
-    rows: int = TRAINING.rows
-    """Training rows, counted with repeats."""
-    seed: int = 0
-    """Of the row order, the SAE, the untrained tower, the random dictionary and the split of the emoji."""
+    folder: Path = option("Folder that everything is written below.", default=_DEFAULT_FOLDER)
+    overwrite: bool = option("Begin anew where the folder holds an earlier quickstart.", default=False)
+    limit: int | None = option(
+        "Harvest this many pictures only, to try the chain; the scores then mean little.", default=None
+    )
+    rows: int = option("Training rows, counted with repeats.", default=TRAINING.rows)
+    seed: int = option(
+        "Seed of the row order, the SAE, the untrained tower, the random dictionary and the split of the emoji.",
+        default=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +221,8 @@ def _claim(folder: Path, harvest: HarvestOptions, training: TrainOptions, *, ove
     del settings["harvest"]["workers"]  # of the machine; no result depends on it
     wanted = json.loads(json.dumps(settings))
     marker = folder / MARKER
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file: name another DIR.")
     if not marker.exists():
         if folder.exists() and any(folder.iterdir()):
             raise StoreError(f"{folder} is not empty and is no quickstart's folder: name another DIR.")
