@@ -1,24 +1,77 @@
-"""How the result of a quickstart reads on a terminal."""
+"""What a quickstart found, as numbers and as it reads on a terminal."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 from ..progress import format_s
-
-if TYPE_CHECKING:
-    from .quickstart import QuickstartResult, SaeNumbers
+from .known_attributes import AttributeCounts, KnownAttribute
 
 _FIGURES_NAMED = 4
 
 
-def format_result(result: "QuickstartResult") -> str:
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage of the chain took."""
+
+    name: str
+    seconds: float
+    cpu_s: float
+    """Of all cores, decoding processes included."""
+    was_done: bool
+    """Whether an earlier quickstart had finished it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeNumbers:
+    """The numbers of one SAE on every row."""
+
+    l0: float
+    explained_variance: float
+    n_dead: int
+    median_label_entropy: float
+    """Nats, over the features where it is defined."""
+    share_below_one_nat: float
+    """Of those features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartResult:
+    """What the quickstart found and where it lies."""
+
+    folder: Path
+    store_path: Path
+    run_path: Path
+    n_rows: int
+    d_in: int
+    d_sae: int
+    steps: int
+    sae: SaeNumbers
+    untrained: SaeNumbers
+    """Of the same SAE on the untrained tower."""
+    random_label_entropy: float
+    """Median label entropy of 20 pictures drawn at random: what a feature without a meaning has."""
+    held_out_explained_variance: float
+    attributes: list[AttributeCounts]
+    """The SAE first, then the controls."""
+    best: list[KnownAttribute]
+    """Of the SAE, by falling F1."""
+    attributes_path: Path
+    figures: list[Path]
+    stages: list[Stage]
+    seconds: float
+    cpu_s: float
+    next_commands: list[str]
+
+
+def format_result(result: QuickstartResult) -> str:
     """Results, known attributes, stage times, where the figures are, what to run next; aligned plain text."""
     return "\n\n".join(
         [_results(result), _attributes(result), _best(result), _stages(result), _places(result), _next(result)]
     )
 
 
-def _results(result: "QuickstartResult") -> str:
+def _results(result: QuickstartResult) -> str:
     head = (
         f"{result.n_rows:,} pictures, {result.d_in} activations each, {result.d_sae:,} features, "
         f"{result.steps:,} training steps"
@@ -29,7 +82,7 @@ def _results(result: "QuickstartResult") -> str:
     return "\n".join([head, *_columns(rows), about])
 
 
-def _numbers(numbers: "SaeNumbers") -> dict[str, str]:
+def _numbers(numbers: SaeNumbers) -> dict[str, str]:
     return {
         "L0": f"{numbers.l0:.1f}",
         "explained variance": f"{numbers.explained_variance:.3f}",
@@ -39,7 +92,7 @@ def _numbers(numbers: "SaeNumbers") -> dict[str, str]:
     }
 
 
-def _attributes(result: "QuickstartResult") -> str:
+def _attributes(result: QuickstartResult) -> str:
     n = result.attributes[0].n_attributes
     rows = [["", "F1 >= 0.5", "F1 >= 0.7", "mean F1", "precision at 20 >= 0.9"]]
     for counts in result.attributes:
@@ -49,7 +102,7 @@ def _attributes(result: "QuickstartResult") -> str:
     return "\n".join([head, *_columns(rows)])
 
 
-def _best(result: "QuickstartResult") -> str:
+def _best(result: QuickstartResult) -> str:
     rows = [["attribute", "feature", "F1", "precision at 20"]]
     rows += [
         [f"{known.kind} {known.value}", str(known.feature), f"{known.f1:.2f}", f"{known.precision_at_20:.2f}"]
@@ -58,7 +111,7 @@ def _best(result: "QuickstartResult") -> str:
     return "\n".join([f"The best known ones; all of them are in {result.attributes_path}", *_columns(rows)])
 
 
-def _stages(result: "QuickstartResult") -> str:
+def _stages(result: QuickstartResult) -> str:
     rows = [["stage", "seconds", "CPU seconds"]]
     for stage in result.stages:
         rows.append([stage.name, f"{stage.seconds:.1f}", f"{stage.cpu_s:.1f}"])
@@ -68,13 +121,13 @@ def _stages(result: "QuickstartResult") -> str:
     return "\n".join([f"Done in {format_s(result.seconds)}", *_columns(rows)])
 
 
-def _places(result: "QuickstartResult") -> str:
+def _places(result: QuickstartResult) -> str:
     named = [f"  {path}" for path in result.figures[:_FIGURES_NAMED]]
     more = len(result.figures) - len(named)
     return "\n".join(["Look at", *named, *([f"  and {more} more figures beside them"] if more > 0 else [])])
 
 
-def _next(result: "QuickstartResult") -> str:
+def _next(result: QuickstartResult) -> str:
     return "\n".join(["Next, on your own pictures", *(f"  {command}" for command in result.next_commands)])
 
 
