@@ -36,6 +36,8 @@ class Column:
             dtype=dtype,
             compressors=codecs("float" if dtype.kind == "f" else "integer"),
             fill_value=np.nan if dtype.kind == "f" else 0,
+            # zarr would leave out chunks that hold only the fill value: a chunk that is not there would mean nothing
+            config={"write_empty_chunks": True},
         )
         self._buffer = np.empty(chunk * _CHUNKS_AT_ONCE, dtype)
         self._held = 0

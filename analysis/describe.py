@@ -9,9 +9,9 @@ import numpy as np
 
 from ..progress import format_bytes
 from ..store import format as f
-from ..store.errors import StoreError
+from ..store.errors import DamagedStoreError, StoreError
 from ..store.reader import ActivationStore, open_store
-from ..train.run_dir import CONFIG, METRICS, open_run
+from ..train.run_dir import CONFIG, Run, open_run
 
 _CHECKED_ROWS = 4096  # read for the norms: a few megabytes, enough for three digits
 
@@ -128,7 +128,7 @@ def _error(error: dict[str, float] | None) -> str:
 def _describe_run(path: Path) -> Description:
     run = open_run(path)
     options = run.options
-    last = _last_training_line(path / METRICS)
+    last = _last_training_line(run)
     state = "finished" if run.is_finished else f"unfinished: `thresher train {run.store_path} {path} --resume` goes on"
     what = f"{options.variant}, k {options.k}" if options.variant == "topk" else f"{options.variant}, l1 {options.l1:g}"
     lines = [
@@ -146,19 +146,28 @@ def _describe_run(path: Path) -> Description:
     lines.append(("results", ", ".join(present) or f"none yet: `thresher encode {path}`, then `thresher stats {path}`"))
     record = {"kind": "run", "path": str(path), "finished": run.is_finished, "last": last, **run.config}
     if (path / "stats.json").exists():
-        stats = json.loads((path / "stats.json").read_text())
+        stats = _read_stats(path / "stats.json")
         record["stats"] = stats
         numbers = [f"{name} {_short(value)}" for name, value in stats.items() if isinstance(value, (int, float))]
         lines.append(("statistics", ", ".join(numbers)))
     return Description(f"Run {path}", lines, record)
 
 
-def _last_training_line(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line]
-    lines = [line for line in lines if "lr" in line]
+def _last_training_line(run: Run) -> dict[str, Any]:
+    lines = [line for line in run.metrics() if "lr" in line]
     return {name: value for name, value in lines[-1].items() if isinstance(value, (int, float))} if lines else {}
+
+
+def _read_stats(path: Path) -> dict[str, Any]:
+    try:
+        stats = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedStoreError(
+            f"{path} is damaged ({error}): compute it with `thresher stats --overwrite`."
+        ) from error
+    if not isinstance(stats, dict):
+        raise DamagedStoreError(f"{path} is damaged: it holds no object. `thresher stats --overwrite` makes it anew.")
+    return stats
 
 
 def _short(value: float) -> str:

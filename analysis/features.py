@@ -17,6 +17,7 @@ One zarr v3 group that any zarr reader opens. N physical rows of the activation 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..store.errors import StoreError, UnfinishedStoreError
+from ..store.errors import DamagedStoreError, StoreError, UnfinishedStoreError
 
 FORMAT_NAME = "thresher-features"
 FORMAT_VERSION = 1
@@ -137,8 +138,9 @@ class FeatureActivations:
 
         self.path = path
         try:
-            self._group = zarr.open_group(str(path), mode="r")
-        except (FileNotFoundError, KeyError) as error:
+            with _damage_named(path, "zarr.json"):
+                self._group = zarr.open_group(str(path), mode="r")
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreError(f"{path} holds no feature activations: run `thresher encode` first.") from error
         attributes = dict(self._group.attrs)
         if attributes.get("format") != FORMAT_NAME:
@@ -150,7 +152,8 @@ class FeatureActivations:
             )
         if attributes.get("complete") is not True:
             raise UnfinishedStoreError(f"{path} was not written to the end: run `thresher encode` again.")
-        self.info = FeaturesInfo.of_attributes(attributes)
+        with _damage_named(path, "zarr.json"):
+            self.info = FeaturesInfo.of_attributes(attributes)
 
     @property
     def n_rows(self) -> int:
@@ -184,8 +187,9 @@ class FeatureActivations:
     @cached_property
     def sections(self) -> dict[str, Array]:
         """The float64 sums over runs of rows from which quality numbers are made, by name."""
-        sections: Any = self._group["sections"]
-        return {name: array[:] for name, array in sections.arrays()}
+        with _damage_named(self.path, "sections"):
+            sections: Any = self._group["sections"]
+            return {name: array[:] for name, array in sections.arrays()}
 
     def row_range(self, split: str) -> tuple[int, int]:
         """The rows among which those of a split are: the whole encoded range where no shorter one is known.
@@ -225,14 +229,39 @@ class FeatureActivations:
             yield FeatureBlock(first, indptr, index, value, self.row_numbers("label", first, last), valid)
 
     def _read(self, name: str, start: int, stop: int) -> Array:
-        array = self._arrays.get(name)
-        if array is None:
-            array = self._arrays.setdefault(name, self._group[name])
-        return array[start:stop]
+        with _damage_named(self.path, name):
+            array = self._arrays.get(name)
+            if array is None:
+                array = self._arrays.setdefault(name, self._group[name])
+            self._require_chunks(array, name, start, stop)
+            return array[start:stop]
+
+    def _require_chunks(self, array: Any, name: str, start: int, stop: int) -> None:
+        """Raise `DamagedStoreError` where a chunk is gone, which zarr would read as its fill value in silence."""
+        size = array.chunks[0]
+        for chunk in range(start // size, -(-min(stop, array.shape[0]) // size)):
+            if not (self.path / name / "c" / str(chunk)).exists():
+                raise DamagedStoreError(
+                    f"{self.path} is damaged: chunk {chunk} of {name} is gone. Encode again with --overwrite."
+                )
 
     @cached_property
     def _arrays(self) -> dict[str, Any]:
         return {}
+
+
+@contextmanager
+def _damage_named(path: Path, name: str) -> Iterator[None]:
+    """Turn what zarr and its codecs raise on bytes that are not those written into `DamagedStoreError`."""
+    try:
+        yield
+    except OSError:
+        raise
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise DamagedStoreError(
+            f"{path} is damaged: {name} cannot be read ({reason}). Encode again with --overwrite."
+        ) from error
 
 
 def read_entries(group: Any, info: FeaturesInfo) -> Iterator[tuple[int, Array, Array, Array]]:

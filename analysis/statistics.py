@@ -200,7 +200,7 @@ def dense_totals(
 
     n_rows, d_sae = dense_shape(matrix_path)
     if labels_path is not None:
-        _open_labels(labels_path, n_rows)
+        _require_int32(labels_path, _open_labels(labels_path, n_rows))
     rows = max(1, min(n_rows, task_bytes // (4 * max(d_sae, 1))))
     matrix = da.from_zarr(matrix_path).rechunk((rows, d_sae))
     blocks = matrix.to_delayed()[:, 0]
@@ -246,6 +246,8 @@ def dense_shape(matrix_path: str) -> tuple[int, int]:
         raise StoreError(f"{matrix_path} is not a zarr array of feature activations: {error}") from error
     if array.ndim != 2:
         raise StoreError(f"{matrix_path} has shape {array.shape}; a matrix of (rows, features) is wanted")
+    if array.shape[1] == 0:
+        raise StoreError(f"{matrix_path} has shape {array.shape}: it holds no features")
     if array.dtype.kind not in "fiu":
         raise StoreError(f"{matrix_path} holds {array.dtype}; numbers are wanted")
     return int(array.shape[0]), int(array.shape[1])
@@ -254,14 +256,23 @@ def dense_shape(matrix_path: str) -> tuple[int, int]:
 def _open_labels(labels_path: str, n_rows: int) -> NDArray[Any]:
     try:
         labels = np.load(labels_path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise StoreError(f"{labels_path} is not a .npy file of integers: {error}") from error
+    except (ValueError, EOFError) as error:  # numpy's own text would advise to unpickle
+        raise StoreError(f"{labels_path} is not a .npy file of integers, one a row.") from error
+    if not isinstance(labels, np.ndarray):
+        labels.close()
+        raise StoreError(f"{labels_path} is an archive of arrays; a .npy file of one integer a row is wanted.")
     if labels.shape != (n_rows,) or labels.dtype.kind not in "iu":
         raise StoreError(
             f"{labels_path} holds {labels.dtype} of shape {labels.shape}; one integer a row, "
             f"shape ({n_rows},), is wanted"
         )
     return labels
+
+
+def _require_int32(labels_path: str, labels: NDArray[Any]) -> None:
+    """Labels are stored as int32: a larger one would become another class."""
+    if len(labels) and int(labels.max()) > np.iinfo(np.int32).max:
+        raise StoreError(f"{labels_path} holds the label {int(labels.max())}; class numbers end at 2147483647.")
 
 
 def _reduce(leaves: Sequence[Any], compute: Compute, reporter: Reporter, name: str) -> FeatureTotals:

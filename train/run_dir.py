@@ -42,6 +42,19 @@ RUN_FILES = (
 )
 
 
+_CONFIG_FIELDS = {
+    "options": dict,
+    "site": str,
+    "d_in": int,
+    "d_sae": int,
+    "store.path": str,
+    "store.path_from_run": str,
+    "store.fingerprint": str,
+    "store.provenance": dict,
+}
+"""What every reader of config.json goes by, and its type."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run as its directory describes it."""
@@ -111,9 +124,18 @@ def open_run(path: Path | str) -> Run:
         raise DamagedStoreError(f"{path / CONFIG} is damaged: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise StoreError(f"{path / CONFIG} is not the configuration of a run.")
-    if config["format_version"] != FORMAT_VERSION:
-        raise StoreError(f"{path} is run version {config['format_version']}; this thresher reads {FORMAT_VERSION}.")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise StoreError(f"{path} is run version {config.get('format_version')}; this reads {FORMAT_VERSION}.")
+    _require_whole(path, config)
     return Run(path, config)
+
+
+def _require_whole(path: Path, config: Mapping[str, Any]) -> None:
+    store = config.get("store")
+    named = {**config, **({f"store.{name}": value for name, value in store.items()} if isinstance(store, dict) else {})}
+    for name, kind in _CONFIG_FIELDS.items():
+        if not isinstance(named.get(name), kind):
+            raise DamagedStoreError(f"{path / CONFIG} is damaged: {name} is {named.get(name)!r}.")
 
 
 def make_folder(path: Path) -> None:
@@ -200,15 +222,24 @@ def _without_nan(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects of a metrics.jsonl, in order; what follows a line cut short is left out."""
-    records: list[dict[str, Any]] = []
+    """The objects of a metrics.jsonl, in order; a last line cut short by a kill is left out.
+
+    `DamagedStoreError` where another line is no object of a step.
+    """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError:
-        return records
-    for line in lines:
+        return []
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+            record["step"], record["split"]  # what every reader goes by
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                break
+            raise DamagedStoreError(
+                f"{path} is damaged at line {number}: remove the line to go on without it."
+            ) from error
+        records.append(record)
     return records
