@@ -47,7 +47,16 @@ def of_training(result: "TrainResult") -> str:
         lines.append(f"On {q.n_rows:,} held-out rows:")
         lines.append(_quality(q.explained_variance, q.explained_energy, q.mse, q.normalized_mse, q.l1))
         lines.append(table([("L0", f"mean {q.l0.mean:.1f}, median {q.l0.median:.0f}, max {q.l0.max}")]))
-    lines.append(f"Dead at the end of training: {result.n_dead:,} of {result.d_sae:,} features.")
+    if result.rows > result.dead_after_rows:
+        lines.append(
+            f"Dead: {result.n_dead:,} of {result.d_sae:,} features did not fire on the last "
+            f"{result.dead_after_rows:,} training rows."
+        )
+    else:
+        lines.append(
+            f"Dead: not known, since the run has no more rows than --dead-after-rows {result.dead_after_rows:,}; "
+            "`thresher stats` counts them."
+        )
     return "\n".join([*lines, f"Next: thresher encode {result.run_path}"])
 
 

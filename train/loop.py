@@ -31,6 +31,8 @@ from .step import Objective, StepResult, compute_step
 SAMPLE_ROWS = 15_360
 """Rows that the input scaling and the starting decoder bias are taken from: the post's buffer of 15 batches."""
 
+_FORECAST_AFTER_S = 5.0  # a large SAE on a CPU takes half a minute a step: minutes until the first logged one
+
 
 class TrainingStopped(StoreError):
     """A run that ended before its last step, with what to do next."""
@@ -47,7 +49,7 @@ class TrainResult:
     rows_per_s
         Training rows a second, over the steps of this process; NaN where it took none.
     n_dead
-        Features that did not fire on the last `dead_after_rows` training rows.
+        Features that did not fire on the last `dead_after_rows` training rows; 0 in a run of no more rows than that.
     """
 
     run_path: Path
@@ -58,6 +60,7 @@ class TrainResult:
     rows: int
     passes: float
     n_dead: int
+    dead_after_rows: int
     held_out: ReconstructionResult | None
     seconds: float
     rows_per_s: float
@@ -198,24 +201,36 @@ class _Training:
             ) as task,
             closing(self._loader.batches(state.step, options.steps)) as batches,
         ):
-            last_log = (time.monotonic(), state.step)
+            last_log = start = (time.monotonic(), state.step)
+            is_forecast = False
             fields: dict[str, object] = {}
             for x in batches:
                 z = state.sae.scale(x)
                 result = self._take_step(z)
+                if not is_forecast and (
+                    state.step % options.log_every == 0 or time.monotonic() - start[0] > _FORECAST_AFTER_S
+                ):
+                    is_forecast = True
+                    self._forecast(*start)
                 if state.step % options.log_every == 0 or state.step == options.steps:
                     self._stop_if_not_finite()
                     now = time.monotonic()
                     rows_per_s = (state.step - last_log[1]) * options.batch_size / (now - last_log[0])
                     last_log = (now, state.step)
-                    if not fields and state.step < options.steps:
-                        rows_left = (options.steps - state.step) * options.batch_size
-                        self._say(f"about {format_s(rows_left / rows_per_s)} at {format_rate(rows_per_s)} rows/s")
                     fields = self._log_step(x, result, rows_per_s)
                 elif self._device.type == "cpu":
                     self._stop_if_not_finite()
                 task.advance(options.batch_size, **fields)
                 self._after_step(task)
+
+    def _forecast(self, start_s: float, first_step: int) -> None:
+        """Say how long the steps that are left take, at the rate of those since `first_step`."""
+        options, step = self._options, self._state.step
+        self._stop_if_not_finite()  # also waits for the device
+        if step < options.steps:
+            rows_per_s = (step - first_step) * options.batch_size / (time.monotonic() - start_s)
+            rows_left = (options.steps - step) * options.batch_size
+            self._say(f"about {format_s(rows_left / rows_per_s)} at {format_rate(rows_per_s)} rows/s")
 
     def _take_step(self, z: Tensor) -> StepResult:
         """Gradients, then Adam: one optimiser step on a scaled batch."""
@@ -347,6 +362,7 @@ class _Training:
             rows=options.steps * options.batch_size,
             passes=self._passes(),
             n_dead=self._n_dead(),
+            dead_after_rows=options.dead_after_rows,
             held_out=held_out,
             seconds=seconds,
             rows_per_s=rows_per_s,
@@ -365,6 +381,7 @@ def _finished_result(run: Run) -> TrainResult:
         rows=options.steps * options.batch_size,
         passes=run.config["passes"],
         n_dead=logged[-1]["n_dead"],
+        dead_after_rows=options.dead_after_rows,
         held_out=None,
         seconds=0.0,
         rows_per_s=float("nan"),

@@ -11,6 +11,9 @@ ENCODER_INITS = ("transpose", "independent")
 NORMALISATIONS = ("none", "standardize", "expected-norm")
 PRECISIONS = ("fp32", "bf16")
 
+VARIANT_OF = {"l1": "relu", "ghost_grads": "relu", "k": "topk", "aux": "topk", "aux_k": "topk"}
+"""The options that one variant alone has, and which."""
+
 # What may differ between a run and its resumption: nothing here changes a weight. (Another device changes their last
 # bits, as another machine does.)
 FREE_ON_RESUME = frozenset(
@@ -49,7 +52,9 @@ class TrainOptions:
         default="standardize",
         choices=NORMALISATIONS,
     )
-    ghost_grads: bool = option("Give dead features ghost gradients (variant relu).", default=False)
+    ghost_grads: bool = option(
+        "Give dead features ghost gradients (variant relu).", default=False, flag="--ghost-grads/--no-ghost-grads"
+    )
     aux: float = option("Coefficient of the AuxK loss of dead features (variant topk); 0 for none.", default=1 / 32)
     aux_k: int | None = option(
         "Dead features that AuxK uses a row; by default the power of two nearest d_in / 2.", default=None

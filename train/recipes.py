@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .options import TrainOptions
+from .options import VARIANT_OF, TrainOptions
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Fry 2024: the text's settings, which its code agrees with but for the decoder bias: the text says geometric
@@ -36,12 +36,28 @@ def resolve_options(explicit: Mapping[str, Any]) -> TrainOptions:
     Parameters
     ----------
     explicit
-        Only what the user gave, by field name of `TrainOptions`, `recipe` among it. `ValueError` for an unknown recipe.
+        Only what the user gave, by field name of `TrainOptions`, `recipe` among it. A recipe's settings of its own
+        variant are left out where another variant is given.
+
+    Raises
+    ------
+    ValueError
+        For an unknown recipe, a value that is never allowed, or an option that the variant does not have.
     """
     recipe = explicit.get("recipe")
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"--recipe {recipe} must be one of {', '.join(RECIPES)}")
-    return TrainOptions(**{**RECIPES.get(recipe or "", {}), **explicit})
+    settings = RECIPES.get(recipe or "", {})
+    variant = explicit.get("variant", settings.get("variant", TrainOptions.variant))
+    settings = {name: value for name, value in settings.items() if VARIANT_OF.get(name, variant) == variant}
+    options = TrainOptions(**{**settings, **explicit})
+    for name, value in explicit.items():
+        if value is not False and VARIANT_OF.get(name, variant) != variant:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value} is for variant {VARIANT_OF[name]} and this run is {variant}: "
+                f"leave it out, or give --variant {VARIANT_OF[name]}"
+            )
+    return options
 
 
 def resumed_options(run_path: Path | str, explicit: Mapping[str, Any]) -> TrainOptions:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -363,6 +364,21 @@ def test_the_live_display_gets_loss_l0_and_dead(small_store, tmp_path):
     assert reporter.seen == 60
     assert any("5.55 passes over 692 training rows" in line for line in reporter.said)
     assert any("of memory" in line for line in reporter.said)
+
+
+def test_the_time_left_is_told_once_after_the_first_logged_step_or_five_seconds(small_store, tmp_path, monkeypatch):
+    reporter = StopAt()
+    train(TOPK, small_store, tmp_path / "run", reporter)
+    assert len([line for line in reporter.said if re.match(r"about \d+ s at [\d,.]+ rows/s$", line)]) == 1
+
+    class At(StopAt):
+        def say(self, text):
+            self.said.append((self.seen if hasattr(self, "seen") else 0, text))
+
+    monkeypatch.setattr("thresher.train.loop._FORECAST_AFTER_S", 0.0)
+    reporter = At()
+    train(replace(TOPK, log_every=50), small_store, tmp_path / "slow", reporter)
+    assert [step for step, text in reporter.said if text.endswith("rows/s")] == [0]  # in the first step of 60
 
 
 def test_a_store_of_two_rows_trains(make_store, tmp_path):

@@ -31,6 +31,26 @@ def test_given_options_win_over_the_recipe_even_where_they_repeat_a_default():
     assert o.l1 == 8e-5
 
 
+def test_the_recipe_can_be_run_without_ghost_gradients_and_as_another_variant():
+    assert not resolve_options({"recipe": "post-2024", "ghost_grads": False}).ghost_grads
+    o = resolve_options({"recipe": "post-2024", "variant": "topk"})
+    assert (o.variant, o.ghost_grads, o.batch_size, o.l1) == ("topk", False, 1024, TrainOptions().l1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"l1": 1e-3}, "--l1 0.001 is for variant relu and this run is topk: leave it out, or give --variant relu"),
+        ({"variant": "relu", "k": 8}, "--k 8 is for variant topk and this run is relu"),
+        ({"recipe": "post-2024", "aux": 0.0}, "--aux 0.0 is for variant topk and this run is relu"),
+        ({"recipe": "post-2024", "aux_k": 3}, "--aux-k 3 is for variant topk"),
+    ],
+)
+def test_an_option_that_the_variant_would_ignore_is_refused(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve_options(given)
+
+
 def test_every_recipe_names_only_options_and_makes_valid_ones():
     for name, values in RECIPES.items():
         assert set(values) <= {f.name for f in fields(TrainOptions)}

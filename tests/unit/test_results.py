@@ -1,0 +1,37 @@
+"""What the commands print of their results."""
+
+from pathlib import Path
+
+import pytest
+from thresher import results
+from thresher.store.format import Site
+from thresher.train.loop import TrainResult
+
+
+def trained(**changes) -> TrainResult:
+    fields = {
+        "run_path": Path("run"),
+        "site": Site(22),
+        "d_in": 8,
+        "d_sae": 64,
+        "steps": 10,
+        "rows": 10_000,
+        "passes": 2.5,
+        "n_dead": 3,
+        "dead_after_rows": 4_000,
+        "held_out": None,
+        "seconds": 2.0,
+        "rows_per_s": 5_000.0,
+    }
+    return TrainResult(**{**fields, **changes})
+
+
+def test_dead_features_are_told_with_the_rows_they_were_silent_on():
+    assert "Dead: 3 of 64 features did not fire on the last 4,000 training rows." in results.of_training(trained())
+
+
+@pytest.mark.parametrize("rows", [3_000, 4_000])
+def test_a_run_too_short_to_know_dead_features_says_so_and_not_zero(rows):
+    text = results.of_training(trained(rows=rows, n_dead=0))
+    assert "Dead: not known" in text
+    assert "0 of 64" not in text
