@@ -112,7 +112,7 @@ def quickstart(options: QuickstartOptions | None = None, reporter: Reporter | No
     )
     training = replace(TRAINING, rows=options.rows, seed=options.seed, overwrite=options.overwrite)
     _claim(folder, harvest, training, overwrite=options.overwrite)
-    reporter.say(f"quickstart: about 50 MB below {folder}, in one to two minutes on two cores")
+    reporter.say(f"quickstart: about 60 MB below {folder}, in one to two minutes on two cores")
     trained = _Chain(folder / STORE, folder / RUN, harvest, training, draws=True)
     control = _Chain(
         folder / UNTRAINED / STORE,
