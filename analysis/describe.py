@@ -45,7 +45,7 @@ def describe(path: str | Path) -> Description:
 def _describe_store(store: ActivationStore) -> Description:
     provenance = store.provenance
     size = sum(p.stat().st_size for p in store.path.rglob("*") if p.is_file())
-    labels = store.labels(0, store.n_rows)
+    labels = store.labels(0, store.n_rows)[store.valid(0, store.n_rows)]
     n_labelled = int((labels >= 0).sum())
     n_classes = len(np.unique(labels[labels >= 0]))
     order = "seeded random" if store.row_order == "random" else "that of the source"

@@ -103,7 +103,9 @@ def label_entropy_figure(statistics: FeatureStatistics, split: UldSplit) -> "Fig
     ceiling = math.log(statistics.k)
     with _figure(height_in=3.4) as (figure, axes):
         edges = np.linspace(0, max(ceiling, 1e-9), 31)
-        _histogram(axes, entropy[defined], edges, _is_uld(split, defined))
+        # ln k as float32 lies above ln k for many k: outside the last bin
+        shown = np.clip(entropy[defined].astype(np.float64), 0, edges[-1])
+        _histogram(axes, shown, edges, _is_uld(split, defined))
         axes.axvline(ceiling, color="black", linewidth=0.8, linestyle="--")
         axes.set_xlim(-0.03 * ceiling, 1.09 * ceiling)
         axes.text(ceiling * 1.01, 0.5, f"ln {statistics.k}", transform=axes.get_xaxis_transform(), va="top")
@@ -115,7 +117,7 @@ def label_entropy_figure(statistics: FeatureStatistics, split: UldSplit) -> "Fig
         ]
         if defined.any():
             lines.append(f"median {float(np.median(entropy[defined])):.2f} nats")
-        _note(axes, lines, entropy[defined], edges, right=0.9)  # left of the ceiling
+        _note(axes, lines, shown, edges, right=0.9)  # left of the ceiling
         return figure
 
 
