@@ -122,7 +122,8 @@ def _some_names(names: list[str] | None) -> str:
 def _error(error: dict[str, float] | None) -> str:
     if not error:
         return ""
-    return " (" + ", ".join(f"{name} {value:.2g}" for name, value in error.items()) + " against fp32)"
+    told = [f"{name} {value:.2g}" for name, value in error.items() if name != "n_rows"]
+    return f" (relative error {', '.join(told) or 'not known'} against fp32, over {error['n_rows']:,.0f} rows)"
 
 
 def _describe_run(path: Path) -> Description:
