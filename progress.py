@@ -68,18 +68,27 @@ class ConsoleReporter(Reporter):
 
 @contextmanager
 def _bar(console: object, name: str, total: int, unit: str, done: int) -> Iterator[Task]:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.console import RenderableType
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.text import Text
+
+    class TwoLines(Progress):
+        """The bar, and below it what is shown beside: on one line of 80 columns each would be cut."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            for task in self.tasks:
+                yield self.make_tasks_table([task])
+                if task.fields["shown"]:
+                    yield Text(f"  {task.fields['shown']}", no_wrap=True, overflow="ellipsis")
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[shown]}"),
     )
-    with Progress(*columns, console=console) as progress:  # type: ignore[arg-type]
+    with TwoLines(*columns, console=console) as progress:  # type: ignore[arg-type]
         yield _BarTask(progress, name, total, unit, done)
 
 
