@@ -1,4 +1,4 @@
-"""What fixes a store before its first image is decoded: its settings, its metadata, its size."""
+"""What fixes a store before its first row is written: its settings, its metadata, its size."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .provenance import Provenance
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSpec:
-    """All that fixes a store before its first image is decoded."""
+    """All that fixes a store before its first row is written."""
 
     provenance: Provenance
     sites: tuple[f.Site, ...]
@@ -27,7 +27,7 @@ class StoreSpec:
     dtype: str = "float16"
     codec: str = "none"
     thumbnail_px: int | None = f.THUMBNAIL_PX
-    """Long side of the thumbnails; None stores none."""
+    """Longer side of the thumbnails at most; None stores none."""
     label_names: list[str] | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class StoreSpec:
 
 
 def predicted_bytes(spec: StoreSpec, *, thumbnail_bytes: float = 4000.0, key_bytes: float = 40.0) -> int:
-    """Size of the finished store, in bytes, before any codec.
+    """Size of the finished store, in bytes, before any codec; commit records are not counted.
 
     Parameters
     ----------

@@ -13,9 +13,9 @@ class Provenance:
     model: str
     """open_clip name of the tower, or the path of its config."""
     pretrained: str
-    """open_clip tag, checkpoint path, or `none` for random weights."""
+    """open_clip tag, checkpoint path, `none` for random weights, or `quickstart` for the embedded ones."""
     weights_sha256: str
-    """Of the visual tower's parameters, names and shapes as loaded."""
+    """Of the visual tower's tensors as loaded: names, dtypes, shapes, bytes."""
     quick_gelu: bool
     """Whether the tower's activation function is QuickGELU, x sigmoid(1.702 x), rather than GELU."""
     n_layers: int
@@ -23,7 +23,7 @@ class Provenance:
     width: int
     """Length of a residual vector: d_in of the SAEs."""
     preprocessing: dict[str, Any]
-    """The tower's preprocessing: size, mean, std, interpolation, resize mode."""
+    """open_clip's preprocessing config: size, mode, mean, std, interpolation, resize mode, fill colour."""
     precision: str
     """Arithmetic of the forward pass: fp32, bf16, fp16."""
     dtype: str
