@@ -1,6 +1,8 @@
 """Checkpoint files: which of a folder's, what they hold, why they do not fit a model."""
 
+import pickle
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -36,7 +38,9 @@ def checkpoint_shapes(path: Path) -> dict[str, torch.Size]:
             with safe_open(path, framework="pt") as file:
                 shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's of an archive that it then refuses: the error says it better
+                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
             state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
             shapes = {name: value.shape for name, value in state.items() if isinstance(value, torch.Tensor)}
     except OSError:
@@ -47,7 +51,9 @@ def checkpoint_shapes(path: Path) -> dict[str, torch.Size]:
                 f"{path} is a TorchScript archive (OpenAI's own release form), which is a program. Bring the same "
                 "weights as safetensors instead, such as open_clip_model.safetensors of the model's Hugging Face page."
             ) from error
-        raise ValueError(f"{path} is no checkpoint that can be read ({first_line(error)}).") from error
+        # of a pickle torch says at length how to run the code in it
+        reason = "it is not a file of tensors alone" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        raise ValueError(f"{path} is no checkpoint that can be read ({reason}).") from error
     if not shapes:
         raise ValueError(f"{path} holds no tensors: it is no checkpoint of a model.")
     return {name.removeprefix("module."): shape for name, shape in shapes.items()}

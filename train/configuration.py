@@ -27,7 +27,9 @@ def choose_site(store: ActivationStore, options: TrainOptions) -> Site:
     held = "; ".join(str(site) for site in store.sites)
     if fits:
         raise StoreError(f"{store.path} holds several sites ({held}): say which with --layer, --site or --token.")
-    raise StoreError(f"{store.path} does not hold the site asked for; it holds {held}.")
+    named = (("--layer", options.layer), ("--site", options.site), ("--token", options.token))
+    asked = " ".join(f"{flag} {value}" for flag, value in named if value is not None)
+    raise StoreError(f"{store.path} does not hold the site asked for ({asked}); it holds {held}.")
 
 
 def describe_run(
