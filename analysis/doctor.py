@@ -55,7 +55,7 @@ def _package(name: str) -> Finding:
     try:
         return Finding("ok", name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Finding("missing", name, "not installed: `pip install thresher` installs it")
+        return Finding("missing", name, "not installed, though Thresher needs it: install Thresher again")
 
 
 def _cores() -> Finding:
@@ -93,11 +93,15 @@ def _devices() -> list[Finding]:
     flop_per_s = _flop_per_s(torch.device("cpu"))
     images_per_s = flop_per_s / _VIT_L_14_FLOP
     detail = (
-        f"{flop_per_s / 1e9:,.0f} GFLOP/s in fp32 on {torch.get_num_threads()} threads: ViT-L-14 at about "
+        f"{flop_per_s / 1e9:,.0f} GFLOP/s in fp32 on {_threads(torch.get_num_threads())}: ViT-L-14 at about "
         f"{format_rate(images_per_s)} images/s, ImageNet-1k in {format_s(_IMAGENET / images_per_s)}"
     )
     findings.append(Finding("ok" if images_per_s > 100 else "slow", "cpu", detail))
     return findings
+
+
+def _threads(n: int) -> str:
+    return f"{n} thread" if n == 1 else f"{n} threads"
 
 
 def _speed(device: object) -> str:
