@@ -27,7 +27,7 @@ def option(
     default
         The only default there is. `MISSING` makes the option required.
     flag
-        Name on the command line where it differs from the field's (`"--l1"` for `l1_coefficient`).
+        Name on the command line where it differs from the field's (`"--feature"` for `sheet_features`).
     choices
         The words allowed.
     metavar
