@@ -1,9 +1,11 @@
 """How the result of each command reads on a terminal."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .progress import format_bytes, format_rate, format_s
+from .store.format import Site
 
 if TYPE_CHECKING:
     from .analysis.encode import EncodeResult
@@ -22,7 +24,10 @@ def table(lines: list[tuple[str, str]]) -> str:
 
 def of_harvest(result: "HarvestResult") -> str:
     """What a harvest left behind, the images that it could not read, the next command."""
-    lines = [f"{result.store_path}: {result.n_rows:,} rows, {result.n_valid:,} of readable images."]
+    lines = [
+        f"{result.store_path}: {result.n_rows:,} rows, {result.n_valid:,} of readable images, "
+        f"{format_bytes(result.size_bytes)}."
+    ]
     if result.n_harvested:
         lines[0] += (
             f" {result.n_harvested:,} harvested in {format_s(result.seconds)}, "
@@ -32,8 +37,9 @@ def of_harvest(result: "HarvestResult") -> str:
         lines.append(f"{len(result.unreadable):,} images could not be read; their rows are marked invalid:")
         lines += [f"  {u.key!r}: {u.reason}" for u in result.unreadable[:_LISTED]]
         if len(result.unreadable) > _LISTED:
-            lines.append(f"  ... `thresher info {result.store_path} --json` lists them all")
-    return "\n".join([*lines, f"Next: thresher train {result.store_path} RUN"])
+            lines.append(f"  ... `thresher info {_word(result.store_path)} --json` lists them all")
+    layer = "" if len(result.sites) == 1 else f" --layer {Site.parse(result.sites[-1]).layer}"
+    return "\n".join([*lines, f"Next: thresher train {_word(result.store_path)} RUN{layer}"])
 
 
 def of_training(result: "TrainResult") -> str:
@@ -57,7 +63,7 @@ def of_training(result: "TrainResult") -> str:
             f"Dead: not known, since the run has no more rows than --dead-after-rows {result.dead_after_rows:,}; "
             "`thresher stats` counts them."
         )
-    return "\n".join([*lines, f"Next: thresher encode {result.run_path}"])
+    return "\n".join([*lines, f"Next: thresher encode {_word(result.run_path)}"])
 
 
 def of_encoding(result: "EncodeResult") -> str:
@@ -69,7 +75,7 @@ def of_encoding(result: "EncodeResult") -> str:
     for split, q in result.quality.items():
         lines.append(f"On {q.n_rows:,} rows ({split}):")
         lines.append(_quality(q.explained_variance, q.explained_energy, q.mse, q.normalized_mse, q.l1))
-    return "\n".join([*lines, f"Next: thresher stats {result.features_path.parent}"])
+    return "\n".join([*lines, f"Next: thresher stats {_word(result.features_path.parent)}"])
 
 
 def of_statistics(result: "StatsResult") -> str:
@@ -119,6 +125,11 @@ def _quality(ev: float, energy: float, mse: float, normalized: float, l1: float)
             ("L1", f"{l1:.4g}"),
         ]
     )
+
+
+def _word(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def _short(value: Any) -> str:

@@ -27,6 +27,7 @@ from .plan import Job, prepare, select_images
 from .vision import load_tower
 
 _FEW = 8  # images that tell how fast a tower is
+_SAMPLED_KEYS = 1000  # keys whose length is taken for all
 _LISTED = 10  # unreadable images that are named at the end; the store lists them all
 
 
@@ -35,6 +36,8 @@ class HarvestResult:
     """What a harvest left behind."""
 
     store_path: Path
+    sites: list[str]
+    """Paths of the activation arrays in the store: `layers/22/resid_post/cls`; the layer is 0-based."""
     n_rows: int
     n_valid: int
     unreadable: list[Unreadable]
@@ -45,7 +48,7 @@ class HarvestResult:
     """Of the loop, without loading the model."""
     images_per_s: float
     size_bytes: int
-    """Predicted size of the store."""
+    """Of all files of the store."""
 
 
 def harvest(
@@ -101,12 +104,11 @@ def _harvest(options: HarvestOptions, images: ImageSet, path: Path, reporter: Re
         reporter.warn(note)
     job = prepare(options, images, tower, reporter)
     with _open_writer(options, job, path) as writer:
-        size_bytes = predicted_bytes(job.spec)
         n_left = sum(stop - start for start, stop in map(writer.chunk_rows, writer.pending))
         if not n_left:
             reporter.say(f"{path} is complete: {job.spec.n_rows:,} rows; nothing to do.")
-            return _result(path, 0, 0.0, size_bytes, reporter)
-        _announce(options, job, writer, n_left, size_bytes, reporter)
+            return _result(path, 0, 0.0, reporter)
+        _announce(options, job, writer, n_left, reporter)
         started = time.monotonic()
         try:
             with (
@@ -121,7 +123,7 @@ def _harvest(options: HarvestOptions, images: ImageSet, path: Path, reporter: Re
                 f"Stopped: {done:,} of {job.spec.n_rows:,} rows are in {path}. The same command goes on there."
             )
             raise
-    return _result(path, n_left, time.monotonic() - started, size_bytes, reporter)
+    return _result(path, n_left, time.monotonic() - started, reporter)
 
 
 def _require_free_place(path: Path, options: HarvestOptions) -> None:
@@ -154,9 +156,7 @@ def _open_writer(options: HarvestOptions, job: Job, path: Path) -> StoreWriter:
     )
 
 
-def _announce(
-    options: HarvestOptions, job: Job, writer: StoreWriter, n_left: int, size_bytes: int, reporter: Reporter
-) -> None:
+def _announce(options: HarvestOptions, job: Job, writer: StoreWriter, n_left: int, reporter: Reporter) -> None:
     """Say what will be written and how long it takes, measured on one batch."""
     start, stop = writer.chunk_rows(writer.pending[0])
     first = job.decoder[start, min(stop, start + options.batch_size)]
@@ -164,6 +164,7 @@ def _announce(
     decode_s = first.decode_s / len(first.valid) / max(1, options.workers)
     on_cpu = job.tower.device.type == "cpu"  # where decoding and the tower share the cores
     total_s = n_left * (forward_s + decode_s if on_cpu else max(forward_s, decode_s))
+    size_bytes = _measured_bytes(job, first)
     layers = ", ".join(str(site) for site in job.sites)
     resumed = "" if n_left == job.spec.n_rows else f" ({job.spec.n_rows - n_left:,} are there from before)"
     reporter.say(
@@ -171,6 +172,15 @@ def _announce(
         f"{format_bytes(size_bytes)} ({format_bytes(free_bytes(writer.path))} free), about {format_s(total_s)} on "
         f"{job.tower.device.type} ({format_rate(n_left / total_s)} images/s measured on one batch)."
     )
+
+
+def _measured_bytes(job: Job, batch: Batch) -> int:
+    """Size of the finished store, with keys and thumbnails as large as those of a first batch."""
+    keys = job.images.keys[:_SAMPLED_KEYS]
+    measured = {"key_bytes": sum(map(len, keys)) / len(keys)}
+    if pictures := [picture for picture in batch.thumbnails or [] if picture]:
+        measured["thumbnail_bytes"] = sum(map(len, pictures)) / len(pictures)
+    return predicted_bytes(job.spec, **measured)
 
 
 def _forward_s(job: Job, batch: Batch) -> float:
@@ -251,7 +261,7 @@ def _strict_error(job: Job, row: int, reason: str) -> StoreError:
     )
 
 
-def _result(path: Path, n_harvested: int, seconds: float, size_bytes: int, reporter: Reporter) -> HarvestResult:
+def _result(path: Path, n_harvested: int, seconds: float, reporter: Reporter) -> HarvestResult:
     store = open_store(path)
     unreadable = store.unreadable
     for bad in unreadable[:_LISTED]:
@@ -263,11 +273,12 @@ def _result(path: Path, n_harvested: int, seconds: float, size_bytes: int, repor
         raise StoreError(f"not one of {store.n_rows:,} images could be read, so {path} holds no activations.")
     return HarvestResult(
         store_path=path,
+        sites=[site.path for site in store.sites],
         n_rows=store.n_rows,
         n_valid=store.n_valid,
         unreadable=unreadable,
         n_harvested=n_harvested,
         seconds=seconds,
         images_per_s=n_harvested / seconds if seconds > 0 else 0.0,
-        size_bytes=size_bytes,
+        size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
     )

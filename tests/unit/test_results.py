@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from thresher import results
+from thresher.harvest.run import HarvestResult
 from thresher.store.format import Site
 from thresher.train.loop import TrainResult
 
@@ -35,3 +36,24 @@ def test_a_run_too_short_to_know_dead_features_says_so_and_not_zero(rows):
     text = results.of_training(trained(rows=rows, n_dead=0))
     assert "Dead: not known" in text
     assert "0 of 64" not in text
+
+
+def harvested(**changes) -> HarvestResult:
+    fields = {
+        "store_path": Path("my store.zarr"),
+        "sites": ["layers/9/resid_post/cls"],
+        "n_rows": 20,
+        "n_valid": 19,
+        "unreadable": [],
+        "n_harvested": 20,
+        "seconds": 2.0,
+        "images_per_s": 10.0,
+        "size_bytes": 5_000,
+    }
+    return HarvestResult(**{**fields, **changes})
+
+
+def test_the_next_command_after_a_harvest_can_be_pasted():
+    assert results.of_harvest(harvested()).splitlines()[-1] == "Next: thresher train 'my store.zarr' RUN"
+    several = harvested(sites=["layers/9/resid_post/cls", "layers/10/resid_post/cls"])
+    assert results.of_harvest(several).splitlines()[-1] == "Next: thresher train 'my store.zarr' RUN --layer 10"

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 from contextlib import contextmanager
@@ -303,6 +304,22 @@ def test_size_and_time_are_told_before_the_start(options, folder, tmp_path):
     assert "layer 1 (0-based) resid_post cls" in line
     assert "free" in line
     assert "images/s measured on one batch" in line
+
+
+def test_the_size_told_beforehand_is_near_that_of_the_store(tmp_path, tiny_model):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)).save(folder / f"{i}.png")
+    listener = Listener()
+    chosen = HarvestOptions(model=str(tiny_model), layer=(1,), workers=0, batch_size=30, rows_per_chunk=60)
+    result = harvest(chosen, folder, tmp_path / "s.zarr", listener)
+    assert result.size_bytes == sum(len(data) for data in files_below(tmp_path / "s.zarr").values())
+    (line,) = [line for line in listener.said if "measured on one batch" in line]
+    told = 1e6 * float(re.search(r"about ([\d.]+) MB \(", line)[1])
+    assert told > 60 * 8000  # noise: thumbnails of more than the usual 4 kB
+    assert told == pytest.approx(result.size_bytes, rel=0.1)
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(options, folder, tmp_path):
