@@ -1,9 +1,12 @@
 """Where Dask computes: threads of this process, local worker processes, or a cluster that is already there."""
 
 import logging
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 _CONNECT_TIMEOUT_S = 20.0
@@ -88,23 +91,53 @@ def _local_cluster(workers: int) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
-    with (
-        tempfile.TemporaryDirectory(prefix="thresher-dask-") as folder,
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="thresher-dask-"))
         # The default limits restart a worker at a share of the machine's memory that other users' jobs may have taken.
-        dask.config.set({"distributed.worker.memory.terminate": False, "distributed.worker.memory.pause": False}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-            worker_dashboard_address=None,
-            silence_logs=logging.ERROR,
-            local_directory=folder,
-        ) as cluster,
-        Client(cluster, timeout=_CONNECT_TIMEOUT_S) as client,
-    ):
+        limits = {"distributed.worker.memory.terminate": False, "distributed.worker.memory.pause": False}
+        stack.enter_context(dask.config.set(limits))
+        with _signals_held():  # distributed cannot close what has half started
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                worker_dashboard_address=None,
+                silence_logs=logging.ERROR,
+                local_directory=folder,
+            )
+            stack.enter_context(cluster)
+            client = stack.enter_context(Client(cluster, timeout=_CONNECT_TIMEOUT_S))
         yield client
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM at the end of the block; processes started inside it never see SIGINT.
+
+    Ctrl-C reaches every process of a terminal. This one ends its workers; they would each print a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python's handlers run in the main thread alone
+        yield
+        return
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    # Its start would undo the mask in the thread that starts the workers.
+    resource_tracker.ensure_running()
+    # Threads and processes inherit the mask; the handler notes what another thread of this process is given.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for caught in came:
+        signal.raise_signal(caught)
 
 
 @contextmanager
