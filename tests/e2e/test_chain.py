@@ -1,6 +1,7 @@
 """The real commands in subprocesses, on the embedded pictures and model."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,15 +128,24 @@ def test_what_cannot_be_done_is_said_in_one_line(chain, arguments, status, says,
     assert not (folder / "new-run").exists()
 
 
-def test_json_is_one_document_on_stdout(chain, thresher):
+def test_json_is_one_document_on_stdout(chain, tmp_path, thresher, harvest_arguments):
     folder, _ = chain
-    for arguments in (["info", "run", "--json"], ["verify", "emoji.zarr", "--json"], ["doctor", "--json"]):
-        json.loads(thresher(*arguments, cwd=folder).stdout)
+    for name in ("emoji.zarr", "run"):
+        shutil.copytree(folder / name, tmp_path / name)
+    for field, *arguments in (
+        ("n_valid", *harvest_arguments, "emoji.zarr"),
+        ("passes", "train", "emoji.zarr", "run", "--resume"),
+        ("quality", "encode", "run", "--overwrite"),
+        ("uld", "stats", "run", "--overwrite", "--no-figures"),
+        ("fingerprint", "info", "emoji.zarr"),
+        ("options", "info", "run"),
+        ("n_chunks", "verify", "emoji.zarr"),
+    ):
+        assert field in json.loads(thresher(*arguments, "--json", cwd=tmp_path).stdout), arguments
+    assert {"level", "what", "detail"} == set(json.loads(thresher("doctor", "--json").stdout)[0])
 
 
 def test_a_damaged_store_is_refused_and_verify_says_where(chain, tmp_path, thresher, refused, train_arguments):
-    import shutil
-
     folder, _ = chain
     shutil.copytree(folder / "emoji.zarr", tmp_path / "emoji.zarr")
     chunk = tmp_path / "emoji.zarr/layers/4/resid_post/cls/c/3/0"
