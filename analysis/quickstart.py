@@ -153,7 +153,7 @@ def quickstart(options: QuickstartOptions | None = None, reporter: Reporter | No
         seconds=time.monotonic() - started_s,
         cpu_s=_cpu_s() - started_cpu_s,
         next_commands=[
-            "thresher harvest IMAGES mine.zarr --model ViT-L-14-quickgelu --pretrained openai --layer 22",
+            "thresher harvest IMAGES mine.zarr --model ViT-L-14-quickgelu --layer 22",
             "thresher train mine.zarr mine-run",
             "thresher encode mine-run",
             "thresher stats mine-run",

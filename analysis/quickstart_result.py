@@ -94,12 +94,13 @@ def _numbers(numbers: SaeNumbers) -> dict[str, str]:
 
 def _attributes(result: QuickstartResult) -> str:
     n = result.attributes[0].n_attributes
-    rows = [["", "F1 >= 0.5", "F1 >= 0.7", "mean F1", "precision at 20 >= 0.9"]]
+    rows = [["", "F1 >= 0.5", "F1 >= 0.7", "mean F1", "P@20 >= 0.9"]]
     for counts in result.attributes:
         numbers = (counts.f1_at_least_05, counts.f1_at_least_07, f"{counts.mean_f1:.3f}", counts.precision_at_least_09)
         rows.append([counts.name, *map(str, numbers)])
-    head = f"Known attributes: of {n}, how many one feature picks out on emoji it was not chosen on"
-    return "\n".join([head, *_columns(rows)])
+    head = f"Known attributes: of {n}, how many a single feature tells on held-out emoji"
+    about = "(P@20: precision at 20, the share of hits among the 20 strongest pictures.)"
+    return "\n".join([head, *_columns(rows), about])
 
 
 def _best(result: QuickstartResult) -> str:
