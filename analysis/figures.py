@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.files import write_atomically
+from ..train.l0 import L0Summary
 from .clusters import UldSplit
-from .statistics import FeatureStatistics, L0Summary
+from .statistics import FeatureStatistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

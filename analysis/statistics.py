@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..progress import Reporter
 from ..store.errors import StoreError
+from ..train.l0 import L0Summary
 from .entropy import label_entropy
 from .features import open_features
 from .forecast import SAMPLE_BYTES, forecast_counting
@@ -18,29 +19,6 @@ from .scheduler import Compute
 from .totals import FeatureTotals, merge_totals
 
 _MERGE_AT_ONCE = 4  # totals of 65,536 features are 24 MB: a merge holds five
-
-
-@dataclass(frozen=True, kw_only=True)
-class L0Summary:
-    """Distribution of the number of features above a threshold on a row."""
-
-    mean: float
-    median: float
-    p99: float
-    max: int
-
-    @classmethod
-    def of_counts(cls, counts: NDArray[np.int64]) -> "L0Summary":
-        """Summarise a histogram of L0: `counts[i]` rows with exactly i features. Quantiles interpolate as numpy's."""
-        n = int(counts.sum())
-        if n == 0:
-            return cls(mean=float("nan"), median=float("nan"), p99=float("nan"), max=0)
-        return cls(
-            mean=int(counts @ np.arange(len(counts))) / n,
-            median=_quantile(counts, 0.5),
-            p99=_quantile(counts, 0.99),
-            max=int(np.flatnonzero(counts)[-1]),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,12 +269,3 @@ def _reduce(leaves: Sequence[Any], compute: Compute, reporter: Reporter, name: s
         ]
     with reporter.task(name, len(leaves), "ranges") as task:
         return compute.run(level[0], leaves, lambda: task.advance(1))
-
-
-def _quantile(counts: NDArray[np.int64], q: float) -> float:
-    """Quantile of integers given as a histogram, interpolated linearly between order statistics (numpy's default)."""
-    cumulative = np.cumsum(counts)
-    place = (int(cumulative[-1]) - 1) * q
-    low, high = int(np.floor(place)), int(np.ceil(place))
-    at = [int(np.searchsorted(cumulative, i, side="right")) for i in (low, high)]
-    return at[0] + (at[1] - at[0]) * (place - low)

@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 from .._version import __version__
 from ..store.errors import StoreError
 from ..store.files import write_atomically
+from ..train.l0 import L0Summary
 from .clusters import Coherence, UldSplit, summarise_uld
 from .columns import codecs
 from .folders import new_folder
 from .quality import Quality
-from .statistics import FeatureStatistics, L0Summary
+from .statistics import FeatureStatistics
 
 FORMAT_NAME = "thresher-stats"
 FORMAT_VERSION = 1

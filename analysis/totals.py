@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-L0_THRESHOLD = 0.1  # the second L0 that the post's readers ask for: features above 0.1 on a row
+from ..train.l0 import L0_THRESHOLD
 
 _ENTRIES_AT_ONCE = 1 << 20  # working memory of one step: some 60 bytes an entry
 

@@ -12,19 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .features import SparseFeatures
-
-L0_THRESHOLD = 0.1
-"""L0 is reported again for activations above this."""
-
-
-@dataclass(frozen=True)
-class L0Summary:
-    """Distribution over rows of the number of active features. Percentiles interpolate linearly, as numpy's do."""
-
-    mean: float
-    median: float
-    p99: float
-    max: int
+from .l0 import L0_THRESHOLD, L0Summary
 
 
 @dataclass(frozen=True)
@@ -134,29 +122,13 @@ class ReconstructionMetrics:
             explained_variance=1 - _ratio(self._sse, self._sst),
             explained_energy=_ratio(self._energy, n_nonzero),
             l1=_ratio(self._l1, n),
-            l0=summarise_counts(self._l0),
-            l0_above=summarise_counts(self._l0_above),
+            l0=L0Summary.of_counts(self._l0),
+            l0_above=L0Summary.of_counts(self._l0_above),
         )
 
 
 def _ratio(a: float, b: float) -> float:
     return a / b if b > 0 else float("nan")
-
-
-def summarise_counts(rows_by_count: NDArray[np.int64]) -> L0Summary:
-    """Summary of a distribution given as the number of rows at each count 0, 1, 2, ..."""
-    n = int(rows_by_count.sum())
-    if n == 0:
-        return L0Summary(float("nan"), float("nan"), float("nan"), 0)
-    cumulative = np.cumsum(rows_by_count)
-
-    def percentile(q: float) -> float:
-        place = q / 100 * (n - 1)
-        low, high = (int(np.searchsorted(cumulative, k, side="right")) for k in (np.floor(place), np.ceil(place)))
-        return low + (high - low) * float(place - np.floor(place))
-
-    mean = float(np.arange(len(rows_by_count)) @ rows_by_count) / n
-    return L0Summary(mean, percentile(50), percentile(99), int(np.flatnonzero(rows_by_count)[-1]))
 
 
 @torch.inference_mode()

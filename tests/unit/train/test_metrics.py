@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from thresher.train.metrics import ReconstructionMetrics, batch_metrics, summarise_counts
+from thresher.train.l0 import L0Summary
+from thresher.train.metrics import ReconstructionMetrics, batch_metrics
 from thresher.train.models import ReluSae
 
 
@@ -103,7 +104,7 @@ def test_percentiles_of_counts_are_numpys():
     rng = np.random.default_rng(2)
     for n in (1, 2, 7, 100, 1001):
         counts = rng.poisson(9, n)
-        got = summarise_counts(np.bincount(counts))
+        got = L0Summary.of_counts(np.bincount(counts))
         assert got.median == np.percentile(counts, 50)
         assert got.p99 == pytest.approx(np.percentile(counts, 99), rel=1e-12)
 
