@@ -52,7 +52,9 @@ def checkpoint_shapes(path: Path) -> dict[str, torch.Size]:
                 "weights as safetensors instead, such as open_clip_model.safetensors of the model's Hugging Face page."
             ) from error
         # of a pickle torch says at length how to run the code in it
-        reason = "it is not a file of tensors alone" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        # and of bytes that it took for a pickle, a number or nothing
+        is_foreign = isinstance(error, pickle.UnpicklingError | LookupError | EOFError)
+        reason = "it is not a file of tensors alone" if is_foreign else first_line(error)
         raise ValueError(f"{path} is no checkpoint that can be read ({reason}).") from error
     if not shapes:
         raise ValueError(f"{path} holds no tensors: it is no checkpoint of a model.")

@@ -192,9 +192,10 @@ def test_missing_and_unexpected_tensors_are_counted(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_a_file_that_is_no_checkpoint_is_refused(tiny_model, tmp_path, name):
-    (tmp_path / name).write_bytes(b"these are no weights" * 10)
-    with pytest.raises(ValueError, match="is no checkpoint that can be read"):
+@pytest.mark.parametrize("text", [b"these are no weights" * 10, b"hello", b""])
+def test_a_file_that_is_no_checkpoint_is_refused(tiny_model, tmp_path, name, text):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ValueError, match=r"is no checkpoint that can be read \([A-Za-z].* .*\)"):
         load_tower(str(tiny_model), str(tmp_path / name))
 
 
