@@ -60,7 +60,7 @@ def _describe_store(store: ActivationStore) -> Description:
         ("labels", f"{n_labelled:,} rows in {n_classes:,} classes{_some_names(store.label_names)}"),
         ("model", f"{provenance.model}, weights {provenance.pretrained} (sha256 {provenance.weights_sha256[:12]}...)"),
         ("activation function", "QuickGELU" if provenance.quick_gelu else "GELU"),
-        ("preprocessing", json.dumps(provenance.preprocessing)),
+        ("preprocessing", _preprocessing(provenance.preprocessing)),
         ("precision", provenance.precision + _error(provenance.precision_error)),
         ("row order", f"{order}, seed {store.seed}: {mixing}"),
         ("chunks", f"{store.n_chunks:,} of {store.rows_per_chunk:,} rows, codec {store.codec}"),
@@ -126,6 +126,14 @@ def _error(error: dict[str, float] | None) -> str:
     return f" (relative error {', '.join(told) or 'not known'} against fp32, over {error['n_rows']:,.0f} rows)"
 
 
+def _preprocessing(settings: dict[str, Any]) -> str:
+    size = settings.get("size")
+    side = "x".join(str(n) for n in size) if isinstance(size, list | tuple) else str(size)
+    numbers = [f"{name} {' '.join(f'{v:.3f}' for v in settings[name])}" for name in ("mean", "std") if name in settings]
+    words = [str(settings[name]) for name in ("resize_mode", "interpolation") if name in settings]
+    return ", ".join([f"{side} px", *words, *numbers])
+
+
 def _describe_run(path: Path) -> Description:
     run = open_run(path)
     options = run.options
@@ -149,7 +157,8 @@ def _describe_run(path: Path) -> Description:
     if (path / "stats.json").exists():
         stats = _read_stats(path / "stats.json")
         record["stats"] = stats
-        numbers = [f"{name} {_short(value)}" for name, value in stats.items() if isinstance(value, (int, float))]
+        shown = ("n_rows", "explained_variance", "normalized_mse", "l1", "n_dead", "n_entropy_undefined")
+        numbers = [f"{name} {_short(stats[name])}" for name in shown if isinstance(stats.get(name), (int, float))]
         lines.append(("statistics", ", ".join(numbers)))
     return Description(f"Run {path}", lines, record)
 

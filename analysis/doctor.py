@@ -12,7 +12,10 @@ from pathlib import Path
 from ..progress import format_bytes, format_rate, format_s
 from ..store.files import free_bytes
 
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "zarr", "numcodecs", "dask", "distributed", "numpy", "pillow")
+PACKAGES = (
+    *("torch", "torchvision", "open_clip_torch", "zarr", "numcodecs", "google-crc32c", "dask", "distributed", "numpy"),
+    *("pillow", "safetensors", "matplotlib", "click", "rich"),
+)
 _VIT_L_14_FLOP = 162e9  # one image of 224 px through ViT-L/14: 2 x 81 GMAC
 _IMAGENET = 1_281_167
 

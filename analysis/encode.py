@@ -116,7 +116,7 @@ class _Source:
 
 
 def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
-    from ..train.resources import choose_device
+    from ..devices import choose_device
     from ..train.run_dir import open_run
 
     run = open_run(run_path)

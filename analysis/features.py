@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..store.errors import DamagedStoreError, StoreError, UnfinishedStoreError
+from .quality import SUMS
 
 FORMAT_NAME = "thresher-features"
 FORMAT_VERSION = 1
@@ -189,7 +190,11 @@ class FeatureActivations:
         """The float64 sums over runs of rows from which quality numbers are made, by name."""
         with _damage_named(self.path, "sections"):
             sections: Any = self._group["sections"]
-            return {name: array[:] for name, array in sections.arrays()}
+            found = {name: array[:] for name, array in sections.arrays()}
+        missing = sorted({*SUMS, "split", "n", "x_sum"} - set(found))
+        if missing:
+            raise DamagedStoreError(f"{self.path} has no sections/{missing[0]}: encode again with --overwrite.")
+        return found
 
     def row_range(self, split: str) -> tuple[int, int]:
         """The rows among which those of a split are: the whole encoded range where no shorter one is known.

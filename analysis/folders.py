@@ -22,9 +22,11 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     StoreError
         When `path` exists and `overwrite` is False.
     """
-    refuse_existing(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.tmp")
     retired = path.with_name(f".{path.name}.old")
+    if retired.exists() and not path.exists():
+        os.rename(retired, path)  # killed between the two renames below: what was there is there again
+    refuse_existing(path, overwrite=overwrite)
     for leftover in (temporary, retired):
         if leftover.exists():
             shutil.rmtree(leftover)

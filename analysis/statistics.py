@@ -150,7 +150,8 @@ def sparse_totals(
     reporter.say(
         forecast_counting(stop - start, last - first, lambda: _range_totals(features_path, first, last, split, k))
     )
-    return _reduce(leaves, compute, reporter, f"counting {stop - start:,} rows on {compute.description}")
+    reporter.say(f"counting {stop - start:,} rows on {compute.description}")
+    return _reduce(leaves, compute, reporter)
 
 
 def _range_totals(features_path: str, start: int, stop: int, split: str, k: int) -> FeatureTotals:
@@ -196,7 +197,8 @@ def dense_totals(
             lambda: _dense_range_totals(matrix[:n_sample].compute(scheduler="synchronous"), 0, None, n_rows, k),
         )
     )
-    return _reduce(leaves, compute, reporter, f"counting {n_rows:,} dense rows on {compute.description}")
+    reporter.say(f"counting {n_rows:,} dense rows on {compute.description}")
+    return _reduce(leaves, compute, reporter)
 
 
 def _dense_range_totals(block: Any, start: int, labels_path: str | None, n_rows: int, k: int) -> FeatureTotals:
@@ -253,7 +255,7 @@ def _require_int32(labels_path: str, labels: NDArray[Any]) -> None:
         raise StoreError(f"{labels_path} holds the label {int(labels.max())}; class numbers end at 2147483647.")
 
 
-def _reduce(leaves: Sequence[Any], compute: Compute, reporter: Reporter, name: str) -> FeatureTotals:
+def _reduce(leaves: Sequence[Any], compute: Compute, reporter: Reporter) -> FeatureTotals:
     """Compute the leaves and merge them as a tree."""
     from dask import delayed
 
@@ -267,5 +269,5 @@ def _reduce(leaves: Sequence[Any], compute: Compute, reporter: Reporter, name: s
             )
             for i in range(0, len(level), _MERGE_AT_ONCE)
         ]
-    with reporter.task(name, len(leaves), "ranges") as task:
+    with reporter.task("counting", len(leaves), "ranges") as task:
         return compute.run(level[0], leaves, lambda: task.advance(1))

@@ -50,13 +50,11 @@ class HarvestOptions:
     )
     batch_size: int = option("Images a forward pass.", default=64)
     workers: int = option(
-        "Processes that decode images; 0 decodes in the main process. Default: the cores less one, at most 16.",
+        "Processes that decode images; 0 decodes in the main process. By default the cores less one, at most 16.",
         default_factory=_default_workers,
     )
     device: str = option(
-        "Where the tower runs; auto takes cuda, then mps, then cpu.",
-        default="auto",
-        choices=("auto", "cpu", "cuda", "mps"),
+        "Where the tower runs: auto, cpu, cuda, cuda:N or mps; auto takes cuda, then mps, then cpu.", default="auto"
     )
     limit: int | None = option(
         "Harvest this many images only: a seeded random sample, or the first ones with --order source.", default=None
@@ -92,7 +90,6 @@ class HarvestOptions:
             "token": TOKENS,
             "dtype": ("float16", "float32", "bfloat16"),
             "precision": ("fp32", "bf16", "fp16"),
-            "device": ("auto", "cpu", "cuda", "mps"),
             "order": ("random", "source"),
             "codec": ("none", "zstd", "blosc-lz4"),
             "thumbnails": ("auto", "on", "off"),

@@ -196,7 +196,7 @@ def _check_end(index: _Index, descriptor: int, offset: int, shown: str, last: st
 
 def _cut(shown: str, offset: int, last: str, reason: str) -> ValueError:
     return ValueError(
-        f"{shown} is cut short or damaged at byte {offset:,}, after the member {last!r} ({' '.join(reason.split())}): "
+        f"{shown} is cut short or damaged at byte {offset:,}, {after} ({' '.join(reason.split())}): "
         "fetch it again, or leave it out of IMAGES."
     )
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ..devices import choose_device
 from .checkpoints import checkpoint_shapes, load_error
 from .hub import quiet_logging
 from .weights import ModelSource, resolve_model
@@ -167,7 +168,7 @@ def load_clip(
 def load_tower(
     model: str,
     pretrained: str | None = None,
-    device: str | torch.device = "cpu",
+    device: str = "cpu",
     *,
     precision: str = "fp32",
     seed: int = 0,
@@ -209,23 +210,6 @@ def load_tower(
         notes=tuple(clip.source.notes),
     )
     return tower.at_precision(precision)
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """The device that a name stands for.
-
-    Raises
-    ------
-    ValueError
-        When this machine does not have it.
-    """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return torch.device(next(name for name, present in has.items() if present))
-    chosen = torch.device(device)
-    if not has.get(chosen.type, True):
-        raise ValueError(f"device {device} is not on this machine (`thresher doctor` says what is); use --device cpu.")
-    return chosen
 
 
 def weights_sha256(visual: nn.Module) -> str:

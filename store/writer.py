@@ -124,7 +124,9 @@ def read_group_attributes(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StoreError(f"{path}/zarr.json is not the metadata of an activation store.") from None
     if name != f.FORMAT_NAME:
-        raise StoreError(f"{path} is a zarr group, but not an activation store (its format attribute is {name!r}).")
+        raise StoreError(
+            f"{path} is a zarr array or group, but not an activation store (its format attribute is {name!r})."
+        )
     if version != f.FORMAT_VERSION:
         raise StoreError(f"{path} has version {version} of the store format; this Thresher reads {f.FORMAT_VERSION}.")
     return attributes

@@ -10,6 +10,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from ..devices import choose_device
 from ..progress import Reporter, Task, format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import FolderLock
@@ -23,7 +24,7 @@ from .loader import BatchLoader
 from .metrics import ReconstructionResult, batch_metrics
 from .optimiser import UnitNormAdam, learning_rate
 from .options import TrainOptions
-from .resources import check_space, choose_device, disk_bytes, memory_bytes
+from .resources import check_space, disk_bytes, memory_bytes
 from .run_dir import CHECKPOINT, WEIGHTS, Run, RunLog, create_run, make_folder, open_run
 from .signals import StopRequest
 from .step import Objective, StepResult, compute_step
@@ -175,7 +176,7 @@ class _Training:
             f"{options.variant} SAE of {sae.d_sae:,} features on {self._run.site} of {self._run.store_path}",
             f"{options.steps:,} steps of {options.batch_size:,} rows: {self._passes():.2f} passes over "
             f"{self._loader.n_rows:,} training rows, on {self._device}",
-            f"about {memory} of memory; writes {self._run.path}, at most {size} while training",
+            f"about {memory} of memory beside the program's own; writes {self._run.path}, at most {size} of disk",
         ]
         if self._state.step:
             lines.append(f"resumed at step {self._state.step:,}, {steps_left:,} to go")

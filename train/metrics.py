@@ -48,6 +48,7 @@ class ReconstructionResult:
     def to_json(self) -> dict[str, Any]:
         """The record as JSON holds it: None for NaN."""
         record = asdict(self)
+        record[f"l0_above_{L0_THRESHOLD:g}"] = record.pop("l0_above")
         return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in record.items()}
 
 

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from thresher.harvest.vision import choose_device, load_clip, load_tower, weights_sha256
+from thresher.harvest.vision import load_clip, load_tower, weights_sha256
 from thresher.harvest.weights import resolve_model
 
 
@@ -276,11 +276,3 @@ def test_the_whole_model_has_its_text_tower(tiny_model):
     clip = load_clip(str(tiny_model))
     with torch.inference_mode():
         assert clip.model.encode_text(torch.zeros(2, 8, dtype=torch.long)).shape == (2, 16)
-
-
-def test_a_device_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="device cuda is not on this machine"):
-        choose_device("cuda")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_device("auto").type == "cpu"

@@ -363,7 +363,7 @@ def test_the_live_display_gets_loss_l0_and_dead(small_store, tmp_path):
     assert set(reporter.fields) == {"step", "loss", "l0", "ev", "dead"}
     assert reporter.seen == 60
     assert any("5.55 passes over 692 training rows" in line for line in reporter.said)
-    assert any("of memory" in line for line in reporter.said)
+    assert any("of memory beside the program's own" in line for line in reporter.said)
 
 
 def test_the_time_left_is_told_once_after_the_first_logged_step_or_five_seconds(small_store, tmp_path, monkeypatch):
