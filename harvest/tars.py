@@ -160,7 +160,7 @@ def _index_tar(index: _Index, number: int, shown: str, path: str, prefix: bytes)
     with open(path, "rb") as file:
         sample: list[tuple[bytes, bytes, tuple[int, int]]] = []  # member, its suffix, its place
         stem = (b"", b"")
-        last = "none"
+        last = ""
         tar = None
         try:
             tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - it only borrows the file
@@ -195,6 +195,7 @@ def _check_end(index: _Index, descriptor: int, offset: int, shown: str, last: st
 
 
 def _cut(shown: str, offset: int, last: str, reason: str) -> ValueError:
+    after = f"after the member {last!r}" if last else "before its first member"
     return ValueError(
         f"{shown} is cut short or damaged at byte {offset:,}, {after} ({' '.join(reason.split())}): "
         "fetch it again, or leave it out of IMAGES."
