@@ -46,6 +46,10 @@ def test_the_two_commands_of_the_first_screen_are_there():
     )
 
 
+def test_no_figure_of_readme_is_left_open():
+    assert re.search(r"@\w+@|TODO|TBD|\?\?", README) is None
+
+
 def test_every_file_that_readme_links_to_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if "://" not in target and (Path(__file__).parents[2] / "store").exists():
