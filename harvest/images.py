@@ -2,6 +2,7 @@
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
@@ -48,7 +49,7 @@ class Keys(Sequence[bytes]):
         return (self[i] for i in range(len(self)))
 
 
-class ImageSet:
+class ImageSet(ABC):
     """Images in a fixed order, each with a stable key and, where the source has one, a label.
 
     Reading is safe in forked and spawned processes. A set may hold temporary files: `close` it, or use `with`.
@@ -82,6 +83,7 @@ class ImageSet:
         """Number of images, unreadable ones included."""
         return len(self.keys)
 
+    @abstractmethod
     def read(self, i: int) -> bytes:
         """Encoded bytes of image `i`.
 
@@ -90,7 +92,6 @@ class ImageSet:
         OSError
             When it cannot be read.
         """
-        raise NotImplementedError
 
     def metadata(self, i: int) -> dict[str, Any]:
         """What the source says of image `i` beside its label: caption, attributes. Empty where it says nothing."""
@@ -105,7 +106,7 @@ class ImageSet:
         """The images of these positions, in this order."""
         return _TakenImages(self, np.asarray(images, np.int64))
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most sources hold nothing)
         """Remove temporary files. Reading is over."""
 
     def __enter__(self) -> Self:

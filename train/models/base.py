@@ -9,6 +9,7 @@ Shapes: n rows, d_in inputs, d_sae features.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,7 +32,7 @@ SCALING = ("input_mean", "input_scale")
 _VARIANTS: dict[str, type["SparseAutoencoder"]] = {}
 
 
-class SparseAutoencoder:
+class SparseAutoencoder(ABC):
     """A trained or training SAE.
 
     Both weight matrices are kept feature-major, `encoder` and `decoder` (d_sae, d_in), contiguous: dead features,
@@ -119,13 +120,13 @@ class SparseAutoencoder:
         """The variant's own numbers, as written to the file."""
         return {}
 
+    @abstractmethod
     def select(self, pre: Tensor) -> Tensor:
         """Feature activations (n, d_sae) from pre-activations (n, d_sae), which may be overwritten."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_sparse(self, x: Tensor, *, tile: int = 4096) -> SparseFeatures:
         """`encode` without zeros and without an (n, d_sae) buffer: `tile` features at a time."""
-        raise NotImplementedError
 
     # What they share
 
