@@ -9,8 +9,9 @@ import numpy as np
 
 from ..progress import format_bytes
 from ..store import format as f
-from ..store.errors import DamagedStoreError, StoreError
+from ..store.errors import DamagedStoreError, StoreError, UnfinishedStoreError
 from ..store.reader import ActivationStore, open_store
+from ..store.writer import read_group_attributes
 from ..train.run_dir import CONFIG, Run, open_run
 
 _CHECKED_ROWS = 4096  # read for the norms: a few megabytes, enough for three digits
@@ -31,15 +32,38 @@ def describe(path: str | Path) -> Description:
     Raises
     ------
     StoreError
-        When there is neither, or the store is unfinished or damaged.
+        When there is neither, or the store is damaged or was not even laid out.
     """
     path = Path(path)
     if (path / CONFIG).exists():
         return _describe_run(path)
     if (path / f.GROUP_JSON).exists() or (path / f.CREATING).exists():
-        return _describe_store(open_store(path))
+        try:
+            return _describe_store(open_store(path))
+        except UnfinishedStoreError as unfinished:
+            if (path / f.GROUP_JSON).exists():
+                return _describe_unfinished(path, str(unfinished))
+            raise
     what = "does not exist" if not path.exists() else "is neither an activation store nor a run"
     raise StoreError(f"{path} {what}: give the STORE of a harvest or the RUN of a training.")
+
+
+def _describe_unfinished(path: Path, state: str) -> Description:
+    """What the metadata of a store says that a harvest has begun and not finished."""
+    attributes = read_group_attributes(path)
+    provenance = attributes["provenance"]
+    lines = [
+        ("state", state),
+        ("images", f"{provenance['image_source']} ({provenance['n_images']:,})"),
+        ("arrays", ", ".join(str(f.Site.parse(name)) for name in attributes["arrays"])),
+        ("rows", f"{attributes['n_rows']:,} x {attributes['d_in']} {provenance['dtype']} when it is finished"),
+        ("model", f"{provenance['model']}, weights {provenance['pretrained']}, {provenance['precision']}"),
+    ]
+    return Description(
+        f"Activation store {path}, unfinished",
+        lines,
+        {"kind": "store", "path": str(path), "finished": False, "state": state, **attributes},
+    )
 
 
 def _describe_store(store: ActivationStore) -> Description:
@@ -80,6 +104,7 @@ def _describe_store(store: ActivationStore) -> Description:
     record = {
         "kind": "store",
         "path": str(store.path),
+        "finished": True,
         "n_rows": store.n_rows,
         "n_valid": store.n_valid,
         "n_held_out": store.n_held_out,
