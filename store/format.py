@@ -7,8 +7,11 @@ from typing import Any
 FORMAT_NAME = "thresher-activation-store"
 FORMAT_VERSION = 1
 
-SITES = ("resid_post",)
-TOKENS = ("cls",)
+SITES = ("resid_post", "resid_pre", "mlp_out", "attn_out", "mlp_act")
+"""The block's output and input; what its MLP and its attention add; the MLP's hidden activations."""
+
+TOKENS = ("cls", "patch", "mean", "all")
+"""The class token; every patch token; the patch tokens' mean; the class token, then every patch token."""
 
 DTYPES = {"float16": "float16", "float32": "float32", "bfloat16": "uint16"}
 """Logical dtype of the activations -> dtype of the zarr array. zarr has no bfloat16: its bits are kept as uint16."""
@@ -23,9 +26,11 @@ CREATING = "creating"
 """File that stands in a store's folder from its creation's first byte until its metadata is whole."""
 
 METADATA_RECORD = "commits/metadata.json"
-ROW_IMAGE, ROW_LABEL, ROW_VALID = "rows/image", "rows/label", "rows/valid"
+ROW_IMAGE, ROW_LABEL, ROW_VALID, ROW_TOKEN = "rows/image", "rows/label", "rows/valid", "rows/token"
 KEY_BLOB, KEY_OFFSET = "images/key_blob", "images/key_offset"
 THUMBS = "thumbs"
+PARTS = "parts"
+PART_RECORDS = "commits/parts"
 
 STATIC_CHUNK = 1 << 20
 """Elements per chunk of the arrays that are written when the store is made (row ids, labels, keys)."""
@@ -41,9 +46,9 @@ class Site:
     layer: int
     """0-based index of the residual block."""
     site: str = "resid_post"
-    """`resid_post`: the output of the block."""
+    """One of `SITES`."""
     token: str = "cls"
-    """`cls`: the class token, one row an image."""
+    """One of `TOKENS`."""
 
     @property
     def path(self) -> str:
@@ -60,7 +65,7 @@ class Site:
             When the path is not that of an activation array.
         """
         match = re.fullmatch(r"layers/(\d+)/(\w+)/(\w+)", path)
-        if match is None:
+        if match is None or match[2] not in SITES or match[3] not in TOKENS:
             raise ValueError(f"{path!r} is not the path of an activation array (layers/<layer>/<site>/<token>)")
         return cls(int(match[1]), match[2], match[3])
 
@@ -78,9 +83,14 @@ def record_file(array_path: str, chunk: int) -> str:
     return f"commits/{array_path}/{chunk}.json"
 
 
-def thumbs_record_file(chunk: int) -> str:
-    """Path of the commit record of a chunk's thumbnails."""
-    return f"commits/{THUMBS}/{chunk}.json"
+def thumbs_record_file(window: int) -> str:
+    """Path of the commit record of a window's thumbnails."""
+    return f"commits/{THUMBS}/{window}.json"
+
+
+def part_record_file(part: int) -> str:
+    """Path of the record that makes another store a part of this one: `commits/parts/1.json`."""
+    return f"{PART_RECORDS}/{part}.json"
 
 
 def n_chunks(n_rows: int, rows_per_chunk: int) -> int:
@@ -88,29 +98,6 @@ def n_chunks(n_rows: int, rows_per_chunk: int) -> int:
     return -(-n_rows // rows_per_chunk)
 
 
-def group_attributes(
-    *,
-    provenance: dict[str, Any],
-    sites: tuple[Site, ...],
-    d_in: int,
-    n_rows: int,
-    rows_per_chunk: int,
-    codec: str,
-    thumbnail_px: int | None,
-    label_names: list[str] | None,
-) -> dict[str, Any]:
-    """The attributes of a store's group. Each is written once, when the store is made, and never changes."""
-    return {
-        "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
-        "n_rows": n_rows,
-        "d_in": d_in,
-        "rows_per_chunk": rows_per_chunk,
-        "row_order": provenance["row_order"],
-        "seed": provenance["seed"],
-        "codec": codec,
-        "arrays": [site.path for site in sites],
-        "thumbnail_px": thumbnail_px,
-        "label_names": label_names,
-        "provenance": provenance,
-    }
+def first_token(token: str) -> int:
+    """Place in the tower's sequence of a store's first token: 0 is the class token, patches follow from 1."""
+    return 1 if token == "patch" else 0
