@@ -4,9 +4,11 @@ import os
 from dataclasses import dataclass
 
 from ..options import option
+from ..store.format import CODECS, DTYPES, ROWS_PER_CHUNK, SITES, TOKENS
 
-SITES = ("resid_post",)
-TOKENS = ("cls",)
+_PRECISIONS = ("fp32", "bf16", "fp16")
+_ORDERS = ("random", "source")
+_THUMBNAILS = ("auto", "on", "off")
 
 
 def _default_workers() -> int:
@@ -38,19 +40,28 @@ class HarvestOptions:
         "Residual block to read, 0-based: 22 is the 23rd block. Repeat it for several layers in one pass.",
         default=(22,),
     )
-    site: str = option("Where in the block the vector is read.", default="resid_post", choices=SITES)
-    token: str = option("Which token's vector is stored.", default="cls", choices=TOKENS)
-    dtype: str = option(
-        "Number format of the stored activations.", default="float16", choices=("float16", "float32", "bfloat16")
+    site: tuple[str, ...] = option(
+        "Where in the block the vector is read: its output or input (resid_post, resid_pre), what its MLP or its "
+        "attention adds to the residual stream (mlp_out, attn_out), its MLP's neurons (mlp_act). Repeatable.",
+        default=("resid_post",),
+        choices=SITES,
     )
+    token: str = option(
+        "Which tokens' vectors are stored: the class token, every patch, the patches' mean, or class token and patches "
+        "(all). `patch` and `all` make many rows of an image: 256 and 257 for ViT-L/14.",
+        default="cls",
+        choices=TOKENS,
+    )
+    dtype: str = option("Number format of the stored activations.", default="float16", choices=tuple(DTYPES))
     precision: str = option(
         "Arithmetic of the tower. The row error of bf16 and fp16 against fp32 is measured and recorded.",
         default="fp32",
-        choices=("fp32", "bf16", "fp16"),
+        choices=_PRECISIONS,
     )
     batch_size: int = option("Images a forward pass.", default=64)
     workers: int = option(
-        "Processes that decode images; 0 decodes in the main process. By default the cores less one, at most 16.",
+        "Processes that decode images, shared out among the processes of a torchrun on this machine; 0 decodes in the "
+        "main process. By default the cores less one, at most 16.",
         default_factory=_default_workers,
     )
     device: str = option(
@@ -62,19 +73,22 @@ class HarvestOptions:
     order: str = option(
         "Order of the stored rows. Training reads a store in random order several times faster.",
         default="random",
-        choices=("random", "source"),
+        choices=_ORDERS,
     )
     seed: int = option("Seed of the row order, of --limit's sample and of random weights.", default=0)
     codec: str = option(
         "Compression of the activation chunks; they do not compress, except zero-heavy ones.",
         default="none",
-        choices=("none", "zstd", "blosc-lz4"),
+        choices=CODECS,
     )
-    rows_per_chunk: int = option("Rows a chunk: what a killed harvest loses at most.", default=1024)
+    rows_per_chunk: int = option(
+        "Rows a chunk. As many images are written together: what a killed harvest loses at most.",
+        default=ROWS_PER_CHUNK,
+    )
     thumbnails: str = option(
         "Store a WebP thumbnail of each image, 128 px; auto does so up to 8 GB of them (about two million images).",
         default="auto",
-        choices=("auto", "on", "off"),
+        choices=_THUMBNAILS,
     )
     label_names: str | None = option(
         "File of class names: a line a class in class order, lines `folder<TAB>name`, or JSON.",
@@ -83,16 +97,21 @@ class HarvestOptions:
     )
     strict: bool = option("Stop at the first unreadable image instead of storing an invalid row for it.", default=False)
     overwrite: bool = option("Replace what stands at STORE.", default=False)
+    append: bool = option(
+        "Add the images to a finished STORE, as a further part of it: same tower, layers, sites, token and number "
+        "format, other images.",
+        default=False,
+    )
+    profile: bool = option("Say at the end what the harvest waited for, stage by stage.", default=False)
 
     def __post_init__(self) -> None:
         choices = {
-            "site": SITES,
             "token": TOKENS,
-            "dtype": ("float16", "float32", "bfloat16"),
-            "precision": ("fp32", "bf16", "fp16"),
-            "order": ("random", "source"),
-            "codec": ("none", "zstd", "blosc-lz4"),
-            "thumbnails": ("auto", "on", "off"),
+            "dtype": tuple(DTYPES),
+            "precision": _PRECISIONS,
+            "order": _ORDERS,
+            "codec": CODECS,
+            "thumbnails": _THUMBNAILS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -106,3 +125,12 @@ class HarvestOptions:
             raise ValueError("no layer is given; name at least one, such as --layer 22.")
         if len(set(self.layer)) != len(self.layer):
             raise ValueError(f"layer {self.layer} names a layer twice.")
+        if not self.site:
+            raise ValueError("no site is given; name at least one, such as --site resid_post.")
+        for site in self.site:
+            if site not in SITES:
+                raise ValueError(f"site is {site!r}; it is one of {', '.join(SITES)}.")
+        if len(set(self.site)) != len(self.site):
+            raise ValueError(f"site {self.site} names a site twice.")
+        if self.append and self.overwrite:
+            raise ValueError("append adds to the store that overwrite would replace: give one of them.")

@@ -10,8 +10,11 @@ from thresher.harvest.options import HarvestOptions
     [
         ({"precision": "int8"}, "precision is 'int8'; it is one of fp32, bf16, fp16"),
         ({"dtype": "float64"}, "dtype is 'float64'"),
-        ({"site": "mlp_out"}, "site is 'mlp_out'; it is one of resid_post"),
-        ({"token": "patch"}, "token is 'patch'; it is one of cls"),
+        ({"site": ("mlp_in",)}, "site is 'mlp_in'; it is one of resid_post, resid_pre, mlp_out, attn_out, mlp_act"),
+        ({"site": ()}, "no site is given"),
+        ({"site": ("mlp_out", "mlp_out")}, "names a site twice"),
+        ({"token": "eot"}, "token is 'eot'; it is one of cls, patch, mean, all"),
+        ({"append": True, "overwrite": True}, "append adds to the store that overwrite would replace"),
         ({"order": "sorted"}, "order is 'sorted'"),
         ({"batch_size": 0}, "batch_size is 0; it is at least 1"),
         ({"workers": -1}, "workers is -1"),
@@ -30,9 +33,30 @@ def test_the_defaults_are_the_posts_setting():
     assert (options.model, options.layer, options.site, options.token) == (
         "ViT-L-14-quickgelu",
         (22,),
-        "resid_post",
+        ("resid_post",),
         "cls",
     )
+    assert (options.append, options.profile, options.overwrite) == (False, False, False)
+
+
+def test_layers_and_sites_are_repeated_on_the_command_line():
+    import click
+    from click.testing import CliRunner
+    from thresher.command import given, options_of
+
+    @click.command()
+    @options_of(HarvestOptions)
+    @click.pass_context
+    def command(context, **_):
+        options = HarvestOptions(**given(context, HarvestOptions))
+        click.echo((options.layer, options.site, options.token))
+
+    arguments = ["--layer", "3", "--layer", "4", "--site", "mlp_out", "--site", "attn_out", "--token", "patch"]
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert done.output == "((3, 4), ('mlp_out', 'attn_out'), 'patch')\n"
+    done = CliRunner().invoke(command, ["--site", "mlp_in"])
+    assert done.exit_code == 2
+    assert "'mlp_in' is not one of 'resid_post', 'resid_pre', 'mlp_out', 'attn_out', 'mlp_act'" in done.output
 
 
 def test_options_import_neither_torch_nor_zarr():
