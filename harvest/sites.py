@@ -156,7 +156,7 @@ def relative_errors(rows: Tensor, exact: Tensor) -> Tensor:
 
 def _n_tokens(tower: Tower) -> tuple[int, int]:
     """Class tokens (0 or 1) and patches of the tower."""
-    rows, columns = tower.visual.grid_size  # type: ignore[union-attr, misc]
+    rows, columns = tower.visual.grid_size  # type: ignore[misc]
     return int(getattr(tower.visual, "class_embedding", None) is not None), int(rows) * int(columns)
 
 
@@ -165,12 +165,12 @@ def _listen(block: nn.Module, site: str, read: Callable[[Tensor], None]) -> Any:
     if site == "resid_pre":
         return block.register_forward_pre_hook(lambda _module, arguments: read(arguments[0]))
     if site == "mlp_act":
-        return block.mlp.c_proj.register_forward_pre_hook(  # type: ignore[union-attr, operator]
+        return block.mlp.c_proj.register_forward_pre_hook(  # type: ignore[union-attr]
             lambda _module, arguments: read(arguments[0])
         )
     module = {"resid_post": block, "attn_out": block.ls_1, "mlp_out": block.ls_2}[site]
     # a block may give a tuple, the stream first
-    return module.register_forward_hook(  # type: ignore[union-attr, operator]
+    return module.register_forward_hook(  # type: ignore[union-attr]
         lambda _module, _arguments, output: read(output[0] if isinstance(output, tuple) else output)
     )
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from thresher.harvest.forward import TowerRunner
+from thresher.harvest.forward import TowerRunner, divide_threads
+from thresher.harvest.ranks import Ranks
 from thresher.harvest.sites import capture
 from thresher.harvest.vision import load_tower
 from thresher.store.format import Site
@@ -73,3 +74,34 @@ def test_an_error_in_a_thread_reaches_the_caller(tower):
         future = runner.submit(torch.zeros(1, 17, 17, 3, dtype=torch.uint8))
         with pytest.raises(RuntimeError):
             future.result()
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "n_batches", "expected"),
+    [(2, 100, (2, 1)), (2, 1, (1, 2)), (16, 100, (8, 2)), (12, 100, (8, 1)), (64, 3, (3, 21)), (1, 9, (1, 1))],
+)
+def test_the_threads_of_a_batch_follow_from_the_machine_and_the_store(n_threads, n_batches, expected):
+    assert divide_threads(n_threads, n_batches) == expected
+
+
+class Local(Ranks):
+    """One of some processes of a machine with twelve threads."""
+
+    def __init__(self, local_rank, n_local):
+        super().__init__()
+        self.local_rank, self.n_local = local_rank, n_local
+
+    def threads(self):
+        return 12
+
+
+@pytest.mark.parametrize("n_local", [1, 2, 3, 5, 11])
+def test_processes_share_the_batches_and_give_each_batch_the_threads_that_one_process_would(tower, n_local):
+    parallel = []
+    for local_rank in range(n_local):
+        with TowerRunner(tower, [Site(0)], n_batches=6, ranks=Local(local_rank, n_local)) as runner:
+            parallel.append(runner.n_parallel)
+            assert runner.threads_per_batch == 2
+            assert runner._threads.submit(torch.get_num_threads).result() == 2
+    assert sum(parallel) == max(6, n_local)
+    assert max(parallel) - min(parallel) <= 1

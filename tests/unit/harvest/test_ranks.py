@@ -1,0 +1,129 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from thresher.harvest.ranks import Ranks, _Joined, join_ranks
+from torch.distributed import TCPStore
+
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def joined():
+    """A factory of processes that share a harvest, here of one process."""
+    store = TCPStore("127.0.0.1", 0, is_master=True)
+
+    def make(n):
+        return [_Joined(store, rank, n, rank, n) for rank in range(n)]
+
+    return make
+
+
+def test_a_process_that_no_one_started_with_others_is_alone():
+    ranks = join_ranks()
+    assert type(ranks) is Ranks
+    assert (ranks.is_first, ranks.n_ranks, ranks.share(7), ranks.threads()) == (True, 1, 7, torch.get_num_threads())
+    ranks.wait_for_all("here")
+    assert (ranks.count("images", 3), ranks.count("images", 4), ranks.count("windows", 1)) == (3, 7, 1)
+
+
+def test_half_an_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, but MASTER_ADDR and MASTER_PORT is not set"):
+        join_ranks()
+
+
+def test_processes_join_by_torchruns_environment():
+    code = """
+from thresher.harvest.ranks import join_ranks
+ranks = join_ranks()
+ranks.wait_for_all("a")
+print(ranks.rank, ranks.n_ranks, ranks.local_rank, ranks.n_local, ranks.count("x", ranks.rank + 1) >= 1)
+ranks.came("end")
+while not ranks.all_came("end"): pass
+"""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    done = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["0 2 0 2 True", "1 2 1 2 True"]
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 8])
+def test_shares_sum_to_the_whole(joined, n):
+    assert sum(ranks.share(n) for ranks in joined(3)) == n
+
+
+def test_no_one_goes_on_before_all_have_come(joined):
+    order = []
+    first, second = joined(2)
+    may_come = threading.Event()
+
+    def early():
+        first.wait_for_all("there")
+        order.append("first goes on")
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(early)
+        assert not may_come.wait(0.2)
+        order.append("second comes")
+        second.wait_for_all("there")
+        waiting.result()
+    assert order == ["second comes", "first goes on"]
+
+
+def test_counts_are_kept_together(joined):
+    first, second = joined(2)
+    assert (first.count("images", 2), second.count("images", 5), first.count("images", 0)) == (2, 7, 7)
+
+
+def test_the_first_error_is_told_and_ends_the_others(joined):
+    first, second, third = joined(3)
+    with pytest.raises(OSError, match="disk is full"), second.ending_together():
+        raise OSError("disk is full")
+    try:
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())  # torchrun's must not cut the line short
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    with pytest.raises(SystemExit) as ended, third.ending_together():
+        raise ValueError("a later one")
+    assert ended.value.code == 1
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    for wait in (lambda: first.wait_for_all("end"), lambda: first.count("images", 1), lambda: first.all_came("end")):
+        with pytest.raises(SystemExit), first.ending_together():
+            wait()
+    with pytest.raises(SystemExit), first.ending_together():  # torchrun's SIGTERM after another's error
+        raise KeyboardInterrupt
+
+
+def test_a_signal_is_told_by_the_first_alone(joined):
+    first, second = joined(2)
+    with pytest.raises(KeyboardInterrupt), first.ending_together():
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit), second.ending_together():
+        raise KeyboardInterrupt
+
+
+def test_threads_are_those_that_one_process_would_take(joined, monkeypatch):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    code = "import torch; print(torch.get_num_threads())"
+    alone = int(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what torchrun sets where the user has chosen nothing
+    assert [ranks.threads() for ranks in joined(2)] == [alone, alone]
+
+
+def test_threads_that_the_user_chose_are_multiplied_by_the_processes(joined, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert [ranks.threads() for ranks in joined(2)] == [6, 6]
