@@ -5,30 +5,36 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import format as f
-from .codec import CHECKSUM_BYTES, ChunkCodec, unseal
+from .codec import ChunkCodec, unseal
 from .errors import DamagedStoreError, StoreError
-from .records import VERIFY, read_record
+from .objects import Objects
+from .records import VERIFY, decode_record
 
 _OPEN_FILES = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-_DECODED_CHUNKS = 8  # of a compressed array, kept so that neighbouring reads do not decode a chunk again
+_KEPT_CHUNKS = 8  # of an array that is compressed or remote, so that neighbouring reads do not fetch a chunk again
+_RECORDS_AT_ONCE = 1024
 
 
 class ChunkReader:
-    """One chunked array of a store, read by rows along its first axis.
+    """One chunked array of a store, read by rows along its first axis, by any number of threads.
+
+    On a disk and without compression, rows are read from their place in the chunk's file; else chunks are read whole.
 
     Parameters
     ----------
-    root
-        Folder of the store.
+    objects
+        Of the store.
     name
         Path of the array in it.
+    metadata_crc32c
+        Checksum of the store's metadata record, which each chunk's record must name.
 
     Raises
     ------
@@ -36,26 +42,29 @@ class ChunkReader:
         When the array is not there, or its layout is not this format's.
     """
 
-    def __init__(self, root: Path, name: str) -> None:
-        self.root, self.name = root, name
+    def __init__(self, objects: Objects, name: str, metadata_crc32c: str) -> None:
+        self.objects, self.name, self.metadata_crc32c = objects, name, metadata_crc32c
         try:
-            metadata = json.loads((root / name / "zarr.json").read_bytes())
+            metadata = json.loads(objects.read(f"{name}/zarr.json"))
             self.shape: tuple[int, ...] = tuple(metadata["shape"])
             chunk_shape = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
             self.dtype = np.dtype(metadata["data_type"])
             codecs = metadata["codecs"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedStoreError(f"{root}/{name} has no readable zarr.json ({error}). {VERIFY}") from None
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise DamagedStoreError(f"{objects}/{name} has no readable zarr.json ({error}). {VERIFY}") from None
         if chunk_shape[1:] != self.shape[1:]:
-            raise StoreError(f"{root}/{name} has chunks of {chunk_shape}: this format does not cut rows.")
+            raise StoreError(f"{objects}/{name} has chunks of {chunk_shape}: this format does not cut rows.")
         self.chunk_rows: int = chunk_shape[0]
-        self.codec = ChunkCodec.of_metadata(codecs, f"{root}/{name}")
+        self.codec = ChunkCodec.of_metadata(codecs, f"{objects}/{name}")
         self.n_chunks = f.n_chunks(self.shape[0], self.chunk_rows)
         self.row_shape = self.shape[1:]
         self.row_bytes = int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
-        self._checked = np.zeros(self.n_chunks, np.bool_)
+        self.reads_in_place = objects.local is not None and self.codec.name == "none"
+        """Whether a few rows can be read without the rest of their chunk."""
+        self._checked = bytearray(self.n_chunks)
         self._files: dict[int, int] = {}
-        self._decoded: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
+        self._records: dict[int, bytes | None] = {}
         self._mutex = threading.Lock()
 
     def __del__(self) -> None:
@@ -63,91 +72,132 @@ class ChunkReader:
             os.close(descriptor)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "name": self.name}
+        return {"objects": self.objects, "name": self.name, "metadata_crc32c": self.metadata_crc32c}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["root"], state["name"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows `[start, stop)`, a new array."""
         if not 0 <= start <= stop <= self.shape[0]:
             raise ValueError(f"rows {start} to {stop} are not within the {self.shape[0]} rows of {self.name}")
         out = np.empty((stop - start, *self.row_shape), self.dtype)
-        self.read_into(start, out)
+        self.read_runs([start], [stop - start], out)
         return out
 
-    def read_into(self, start: int, out: NDArray[Any]) -> None:
-        """Fill a contiguous `out` with the rows from `start` on."""
-        filled = 0
-        while filled < len(out):
-            chunk, first = divmod(start + filled, self.chunk_rows)
-            n = min(len(out) - filled, self.chunk_rows - first)
-            self._read_piece(chunk, first, out[filled : filled + n])
-            filled += n
+    def read_runs(self, starts: Sequence[int], lengths: Sequence[int], out: NDArray[Any]) -> None:
+        """Fill a C-contiguous `out` with runs of rows, one after the other."""
+        if self.reads_in_place:
+            self._read_in_place(starts, lengths, out)
+            return
+        at, chunk_at, rows = 0, -1, out[:0]
+        for start, length in zip(starts, lengths, strict=True):
+            while length:
+                chunk, first = divmod(start, self.chunk_rows)
+                n = min(length, self.chunk_rows - first)
+                if chunk != chunk_at:
+                    chunk_at, rows = chunk, self._whole_chunk(chunk)
+                out[at : at + n] = rows[first : first + n]
+                at, start, length = at + n, start + n, length - n
 
     def load_chunk(self, chunk: int) -> NDArray[Any]:
         """One chunk, whole with its padding, checked against its commit record now."""
         record = self.record(chunk)
-        path = self.root / f.chunk_file(self.name, chunk, len(self.shape))
+        name = f.chunk_file(self.name, chunk, len(self.shape))
         try:
-            data = path.read_bytes()
+            data = self.objects.read(name)
         except FileNotFoundError:
-            raise DamagedStoreError(f"{path} is missing, though it was committed. {VERIFY}") from None
+            raise DamagedStoreError(f"{self.objects}/{name} is missing, though it was committed. {VERIFY}") from None
         if len(data) != record["bytes"]:
-            raise DamagedStoreError(f"{path} has {len(data)} bytes, {record['bytes']} were committed. {VERIFY}")
-        payload = unseal(data, int(record["crc32c"], 16), str(path))
+            raise DamagedStoreError(
+                f"{self.objects}/{name} has {len(data)} bytes, {record['bytes']} were committed. {VERIFY}"
+            )
+        payload = unseal(data, int(record["crc32c"], 16), f"{self.objects}/{name}")
         return self.codec.decode(payload, (self.chunk_rows, *self.row_shape), self.dtype)
 
     def record(self, chunk: int) -> dict[str, Any]:
-        """The commit record of a chunk."""
-        path = self.root / f.record_file(self.name, chunk)
-        try:
-            return read_record(path)
-        except FileNotFoundError:
-            raise StoreError(f"chunk {chunk} of {self.name} in {self.root} was never committed.") from None
+        """The commit record of a chunk.
 
-    def _read_piece(self, chunk: int, first: int, out: NDArray[Any]) -> None:
-        if self.codec.name != "none":
-            out[:] = self._decoded_chunk(chunk)[first : first + len(out)]
-            return
-        if not self._checked[chunk]:
-            out[:] = self.load_chunk(chunk)[first : first + len(out)]
-            self._checked[chunk] = True
-            return
-        descriptor = self._file(chunk)
+        Raises
+        ------
+        StoreError
+            When the chunk was never committed.
+        DamagedStoreError
+            When the record is damaged, or belongs to another chunk, array or store.
+        """
+        name = f.record_file(self.name, chunk)
+        data = self._record_bytes(chunk)
+        if data is None:
+            raise StoreError(f"chunk {chunk} of {self.name} in {self.objects} was never committed.")
+        record = decode_record(data, f"{self.objects}/{name}")
+        for field, wanted in (("array", self.name), ("chunk", chunk), ("metadata_crc32c", self.metadata_crc32c)):
+            if record.get(field) != wanted:
+                raise DamagedStoreError(
+                    f"{self.objects}/{name} belongs elsewhere: its {field} is {record.get(field)!r}, not {wanted!r}. "
+                    f"{VERIFY}"
+                )
+        return record
+
+    def _record_bytes(self, chunk: int) -> bytes | None:
+        if self.objects.local is not None:
+            return self.objects.read_many([f.record_file(self.name, chunk)])[0]
+        with self._mutex:
+            if chunk in self._records:
+                return self._records[chunk]
+        # Far away, a round trip for each chunk would double the latency: their neighbours' records come along.
+        first = chunk // _RECORDS_AT_ONCE * _RECORDS_AT_ONCE
+        chunks = range(first, min(first + _RECORDS_AT_ONCE, self.n_chunks))
+        found = self.objects.read_many([f.record_file(self.name, each) for each in chunks])
+        with self._mutex:
+            self._records = dict(zip(chunks, found, strict=True))
+        return self._records[chunk]
+
+    def _read_in_place(self, starts: Sequence[int], lengths: Sequence[int], out: NDArray[Any]) -> None:
+        chunk_rows, row_bytes, checked, files = self.chunk_rows, self.row_bytes, self._checked, self._files
+        target = memoryview(out).cast("B") if out.nbytes else memoryview(b"")
+        at = 0
+        for start, length in zip(starts, lengths, strict=True):
+            while length:
+                chunk = start // chunk_rows
+                first = start - chunk * chunk_rows
+                n = min(length, chunk_rows - first)
+                end = at + n * row_bytes
+                if not checked[chunk]:
+                    self.load_chunk(chunk)
+                    checked[chunk] = 1
+                descriptor = files.get(chunk)
+                if descriptor is not None:
+                    got = os.preadv(descriptor, [target[at:end]], first * row_bytes)
+                else:
+                    got = self._read_new_file(chunk, target[at:end], first * row_bytes)
+                if got != n * row_bytes:
+                    raise DamagedStoreError(
+                        f"chunk {chunk} of {self.name} in {self.objects} became shorter while in use. {VERIFY}"
+                    )
+                at, start, length = end, start + n, length - n
+
+    def _read_new_file(self, chunk: int, target: memoryview, offset: int) -> int:
+        assert self.objects.local is not None
+        path = self.objects.local / f.chunk_file(self.name, chunk, len(self.shape))
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            got = os.preadv(descriptor, [out.data.cast("B")], first * self.row_bytes)
+            return os.preadv(descriptor, [target], offset)
         finally:
-            if chunk not in self._files:
+            with self._mutex:
+                keep = chunk not in self._files and len(self._files) < _OPEN_FILES
+                if keep:
+                    self._files[chunk] = descriptor
+            if not keep:
                 os.close(descriptor)
-        if got != out.nbytes:
-            raise DamagedStoreError(
-                f"chunk {chunk} of {self.name} in {self.root} became shorter while in use. {VERIFY}"
-            )
 
-    def _file(self, chunk: int) -> int:
+    def _whole_chunk(self, chunk: int) -> NDArray[Any]:
         with self._mutex:
-            if chunk not in self._files:
-                path = self.root / f.chunk_file(self.name, chunk, len(self.shape))
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                if len(self._files) >= _OPEN_FILES:
-                    return descriptor
-                self._files[chunk] = descriptor
-            return self._files[chunk]
-
-    def _decoded_chunk(self, chunk: int) -> NDArray[Any]:
+            if chunk in self._kept:
+                self._kept.move_to_end(chunk)
+                return self._kept[chunk]
+        rows = self.load_chunk(chunk)
         with self._mutex:
-            if chunk in self._decoded:
-                self._decoded.move_to_end(chunk)
-                return self._decoded[chunk]
-        decoded = self.load_chunk(chunk)
-        with self._mutex:
-            self._decoded[chunk] = decoded
-            while len(self._decoded) > _DECODED_CHUNKS:
-                self._decoded.popitem(last=False)
-        return decoded
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of a whole chunk file without codec."""
-        return self.chunk_rows * self.row_bytes + CHECKSUM_BYTES
+            self._kept[chunk] = rows
+            while len(self._kept) > _KEPT_CHUNKS:
+                self._kept.popitem(last=False)
+        return rows

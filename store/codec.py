@@ -71,7 +71,7 @@ def unseal(data: bytes, expected: int, what: str) -> memoryview:
     """
     payload = memoryview(data)[:-CHECKSUM_BYTES]
     own = int.from_bytes(data[-CHECKSUM_BYTES:], "little")
-    found = crc32c(np.frombuffer(payload, np.uint8)) if len(payload) else 0  # type: ignore[arg-type]
+    found = crc32c(payload)
     if found != expected or own != expected:
         raise DamagedStoreError(
             f"{what} is damaged: its bytes have checksum {found:08x}, {expected:08x} was committed. "

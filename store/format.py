@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 FORMAT_NAME = "thresher-activation-store"
 FORMAT_VERSION = 1

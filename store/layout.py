@@ -1,7 +1,7 @@
 """What fixes a store before its first row is written: its settings, its metadata, its size."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from . import format as f
 from .codec import BLOSC_LEVEL, ZSTD_LEVEL
 from .provenance import Provenance
+from .row_order import RowOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,12 @@ class StoreSpec:
     """All that fixes a store before its first row is written."""
 
     provenance: Provenance
-    sites: tuple[f.Site, ...]
-    d_in: int
-    n_rows: int
+    sites: Mapping[f.Site, int]
+    """Length of the vectors of each site."""
+    n_images: int
+    tokens_per_image: int = 1
     rows_per_chunk: int = f.ROWS_PER_CHUNK
+    """Rows a chunk, and images a window."""
     dtype: str = "float16"
     codec: str = "none"
     thumbnail_px: int | None = f.THUMBNAIL_PX
@@ -31,29 +34,53 @@ class StoreSpec:
     label_names: list[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.n_rows < 1:
-            raise ValueError("a store needs at least one row")
+        if self.n_images < 1:
+            raise ValueError("a store needs at least one image")
+        if not 1 <= self.tokens_per_image <= 1 << 16:
+            raise ValueError(f"tokens_per_image must be 1 to 65536, not {self.tokens_per_image}")
         if self.rows_per_chunk < 1:
             raise ValueError(f"rows_per_chunk must be at least 1, not {self.rows_per_chunk}")
         if self.dtype not in f.DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(f.DTYPES)}, not {self.dtype!r}")
         if self.codec not in f.CODECS:
             raise ValueError(f"codec must be one of {', '.join(f.CODECS)}, not {self.codec!r}")
-        if not self.sites or len(set(self.sites)) != len(self.sites):
-            raise ValueError("a store needs at least one site, each once")
+        if not self.sites:
+            raise ValueError("a store needs at least one site")
+        if len({site.token for site in self.sites}) > 1:
+            raise ValueError("the sites of a store read the same tokens, so that row r is the same image in each")
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the store: every token of every image."""
+        return self.n_images * self.tokens_per_image
+
+    def order(self) -> RowOrder:
+        """The order of the rows."""
+        return RowOrder(
+            self.n_images,
+            self.tokens_per_image,
+            self.rows_per_chunk,
+            self.provenance.row_order,
+            self.provenance.seed,
+        )
 
     def attributes(self) -> dict[str, Any]:
-        """The attributes of the group."""
-        return f.group_attributes(
-            provenance=self.provenance.to_json(),
-            sites=self.sites,
-            d_in=self.d_in,
-            n_rows=self.n_rows,
-            rows_per_chunk=self.rows_per_chunk,
-            codec=self.codec,
-            thumbnail_px=self.thumbnail_px,
-            label_names=self.label_names,
-        )
+        """The attributes of the group. Each is written once, when the store is made, and never changes."""
+        return {
+            "format": f.FORMAT_NAME,
+            "version": f.FORMAT_VERSION,
+            "n_rows": self.n_rows,
+            "n_images": self.n_images,
+            "tokens_per_image": self.tokens_per_image,
+            "rows_per_chunk": self.rows_per_chunk,
+            "row_order": self.provenance.row_order,
+            "seed": self.provenance.seed,
+            "codec": self.codec,
+            "arrays": [site.path for site in self.sites],
+            "thumbnail_px": self.thumbnail_px,
+            "label_names": self.label_names,
+            "provenance": self.provenance.to_json(),
+        }
 
 
 def predicted_bytes(spec: StoreSpec, *, thumbnail_bytes: float = 4000.0, key_bytes: float = 40.0) -> int:
@@ -68,8 +95,10 @@ def predicted_bytes(spec: StoreSpec, *, thumbnail_bytes: float = 4000.0, key_byt
     """
     itemsize = np.dtype(f.DTYPES[spec.dtype]).itemsize
     padded_rows = f.n_chunks(spec.n_rows, spec.rows_per_chunk) * spec.rows_per_chunk
-    per_row = 4 + 4 + 1 + 8 + key_bytes + (thumbnail_bytes + 8 if spec.thumbnail_px else 0)
-    return round(padded_rows * spec.d_in * itemsize * len(spec.sites) + spec.n_rows * per_row)
+    per_image = 8 + key_bytes + (thumbnail_bytes + 8 if spec.thumbnail_px else 0)
+    per_row = 4 + 4 + 1 + (2 if spec.tokens_per_image > 1 else 0)
+    rows_bytes = padded_rows * sum(spec.sites.values()) * itemsize
+    return round(rows_bytes + spec.n_rows * per_row + spec.n_images * per_image)
 
 
 def keys_sha256(keys: Sequence[bytes], labels: NDArray[np.signedinteger[Any]]) -> str:
@@ -81,27 +110,35 @@ def keys_sha256(keys: Sequence[bytes], labels: NDArray[np.signedinteger[Any]]) -
     return digest.hexdigest()
 
 
-def metadata_documents(spec: StoreSpec, keys: Sequence[bytes]) -> dict[str, bytes]:
-    """Every zarr.json that is known when the store is made, by its path."""
+def metadata_documents(spec: StoreSpec, n_key_bytes: int) -> dict[str, bytes]:
+    """Every zarr.json that is known when the store is made, by its path.
+
+    Parameters
+    ----------
+    spec
+        Of the store.
+    n_key_bytes
+        Bytes of all keys together.
+    """
     n_chunk = spec.rows_per_chunk
     dtype = np.dtype(f.DTYPES[spec.dtype])
-    key_bytes = sum(len(key) for key in keys)
     logical = {"logical_dtype": spec.dtype}
     arrays = {
         site.path: array_document(
-            (spec.n_rows, spec.d_in), (n_chunk, spec.d_in), dtype, f.FILL[spec.dtype], spec.codec, logical
+            (spec.n_rows, width),
+            (n_chunk, width),
+            dtype,
+            f.FILL[spec.dtype],
+            spec.codec,
+            logical,
+            ("row", "coordinate"),
         )
-        for site in spec.sites
+        for site, width in spec.sites.items()
     }
-    arrays[f.ROW_VALID] = array_document((spec.n_rows,), (n_chunk,), np.dtype(np.bool_), False, "none", {})
-    for name, size, static_dtype, fill in (
-        (f.ROW_IMAGE, spec.n_rows, np.uint32, 0),
-        (f.ROW_LABEL, spec.n_rows, np.int32, -1),
-        (f.KEY_BLOB, key_bytes, np.uint8, 0),
-        (f.KEY_OFFSET, len(keys) + 1, np.uint64, 0),
-    ):
+    arrays[f.ROW_VALID] = array_document((spec.n_rows,), (n_chunk,), np.dtype(np.bool_), False, "none", {}, ("row",))
+    for name, (size, static_dtype, fill, dimension) in static_arrays(spec, n_key_bytes).items():
         chunks = (min(f.STATIC_CHUNK, size),)
-        arrays[name] = array_document((size,), chunks, np.dtype(static_dtype), fill, "none", {})
+        arrays[name] = array_document((size,), chunks, static_dtype, fill, "none", {}, (dimension,))
     groups = {parent for name in arrays for parent in _parents(name)}
     if spec.thumbnail_px is not None:
         groups.add(f.THUMBS)
@@ -109,6 +146,19 @@ def metadata_documents(spec: StoreSpec, keys: Sequence[bytes]) -> dict[str, byte
     documents |= {f"{name}/zarr.json": group_document({}) for name in sorted(groups)}
     documents[f.GROUP_JSON] = group_document(spec.attributes())
     return documents
+
+
+def static_arrays(spec: StoreSpec, n_key_bytes: int) -> dict[str, tuple[int, np.dtype[Any], int, str]]:
+    """Size, dtype, fill value and name of the dimension of each array that is written when the store is made."""
+    arrays = {
+        f.ROW_IMAGE: (spec.n_rows, np.dtype(np.uint32), 0, "row"),
+        f.ROW_LABEL: (spec.n_rows, np.dtype(np.int32), -1, "row"),
+        f.KEY_BLOB: (n_key_bytes, np.dtype(np.uint8), 0, "key_byte"),
+        f.KEY_OFFSET: (spec.n_images + 1, np.dtype(np.uint64), 0, "key_edge"),
+    }
+    if spec.tokens_per_image > 1:
+        arrays[f.ROW_TOKEN] = (spec.n_rows, np.dtype(np.uint16), 0, "row")
+    return arrays
 
 
 def _parents(name: str) -> list[str]:
@@ -130,6 +180,7 @@ def array_document(
     fill: Any,
     codec: str,
     attributes: dict[str, Any],
+    dimensions: tuple[str, ...],
 ) -> bytes:
     """The zarr.json of an array, with the checksum as its last codec."""
     written: dict[str, Any] = {}
@@ -143,6 +194,7 @@ def array_document(
         compressors=_zarr_compressors(codec, dtype),
         filters=None,
         attributes=attributes,
+        dimension_names=dimensions,
         zarr_format=3,
     )
     return bytes(written["zarr.json"].to_bytes())

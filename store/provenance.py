@@ -31,12 +31,16 @@ class Provenance:
     batch_size: int
     """Images per forward pass. Sums may differ in the last bit between batch sizes."""
     image_source: str
-    """Where the images came from, as the user named it."""
+    """Where the images came from, one line."""
+    source: list[str]
+    """The same, as `harvest` takes it: absolute paths or URLs. Empty where the images were not opened by name."""
+    limit: int | None
+    """Images that `--limit` left of the source; None for all."""
     n_images: int
     keys_sha256: str
     """Of the images' keys and labels in source order."""
     row_order: str
-    """`random`: row r is image `random_row_order(n, seed)[r]`; `source`: row r is image r."""
+    """`random`, or `source`: see `row_order.RowOrder`."""
     seed: int
     packages: dict[str, str] = field(default_factory=dict)
     """Versions of what computed the rows."""
@@ -72,7 +76,7 @@ class Provenance:
         StoreError
             Naming the first field that differs.
         """
-        free = {"packages", "image_source", "precision_error"}
+        free = {"packages", "image_source", "source", "limit", "precision_error"}
         self._require_same(other, [f.name for f in fields(self) if f.name not in free], what)
 
     def require_same_space(self, other: "Provenance", what: str) -> None:
@@ -84,6 +88,18 @@ class Provenance:
             Naming the first field that differs.
         """
         self._require_same(other, ["weights_sha256", "quick_gelu", "width", "preprocessing"], what)
+
+    def require_same_kind(self, other: "Provenance", what: str) -> None:
+        """Check that `other`'s rows were computed and stored alike, so that both may be parts of one store.
+
+        Raises
+        ------
+        StoreError
+            Naming the first field that differs.
+        """
+        self._require_same(
+            other, ["weights_sha256", "quick_gelu", "width", "preprocessing", "precision", "dtype"], what
+        )
 
     def _require_same(self, other: "Provenance", names: list[str], what: str) -> None:
         for name in names:

@@ -1,7 +1,7 @@
 """Opens a finished store, reads its rows: the committed ones, in any place, each chunk checked once."""
 
-import os
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,77 +11,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import format as f
-from .chunks import ChunkReader
-from .codec import unseal
-from .errors import DamagedStoreError, StoreError, UnfinishedStoreError
-from .provenance import Provenance
-from .records import VERIFY, crc32c, read_record, to_hex
-from .shuffle import position_order
-from .writer import read_group_attributes
+from .errors import StoreError
+from .objects import Objects, open_objects
+from .part import StorePart
+from .parts import open_parts
+from .row_order import Indices
 
 if TYPE_CHECKING:
     import torch
 
-HELD_OUT_SHARE = 0.01
-
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be read: its row is NaN."""
+    """An image that could not be read: its rows are NaN."""
 
-    row: int
+    image: int
+    """Its number in the store: in the order of the source, part after part."""
     key: str
     reason: str
 
 
-def open_store(path: str | Path) -> "ActivationStore":
+def open_store(place: str | Path | Objects, *, n_parts: int | None = None) -> "ActivationStore":
     """Open a finished store.
+
+    Parameters
+    ----------
+    place
+        Path, or URL that fsspec opens.
+    n_parts
+        Only its first parts: the store as it was before others were added.
 
     Raises
     ------
     StoreError
-        When there is no store at `path`.
+        When there is no store at `place`.
     UnfinishedStoreError
         When its harvest has not committed every chunk.
     DamagedStoreError
         When its metadata is not what was committed.
     """
-    return ActivationStore(Path(path))
+    return ActivationStore(open_objects(place), n_parts=n_parts)
 
 
 class ActivationStore:
     """A finished store of activations.
 
-    A *row* is a place in the store's arrays; a *position* counts the rows whose image could be read, in the store's
-    order. Training, encoding and the split between training and held-out rows all speak of positions, so an
-    unreadable image never leaves a gap in a batch.
+    A *row* is a place in the store's arrays, those of its parts end to end. A *position* counts the rows whose image
+    could be read: the training rows of every part first, then the held-out rows of every part, so that a split is one
+    range of positions, and an unreadable image never leaves a gap in a batch.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if (path / f.CREATING).exists() and not (path / f.GROUP_JSON).exists():
-            raise UnfinishedStoreError(f"{path} was not made whole: run the same `thresher harvest` again.")
-        attributes = read_group_attributes(path)
-        self._attributes = attributes
-        self.n_rows: int = attributes["n_rows"]
-        self.d_in: int = attributes["d_in"]
-        self.rows_per_chunk: int = attributes["rows_per_chunk"]
-        self.row_order: str = attributes["row_order"]
-        self.seed: int = attributes["seed"]
-        self.codec: str = attributes["codec"]
-        self.thumbnail_px: int | None = attributes["thumbnail_px"]
-        self.label_names: list[str] | None = attributes["label_names"]
-        self.sites = tuple(f.Site.parse(name) for name in attributes["arrays"])
-        self.n_chunks = f.n_chunks(self.n_rows, self.rows_per_chunk)
-        self._check_metadata()
-        self.provenance = Provenance.from_json(attributes["provenance"])
-        self._require_committed()
-        self._valid = ChunkReader(path, f.ROW_VALID)
-        invalid = [row for chunk in range(self.n_chunks) for row, _ in self._valid.record(chunk)["unreadable"]]
-        self.invalid_rows: NDArray[np.int64] = np.array(invalid, np.int64)
-        """Rows whose image could not be read, ascending."""
-        self.n_valid = self.n_rows - len(invalid)
+    def __init__(self, objects: Objects, *, n_parts: int | None = None) -> None:
+        self.objects = objects
+        self.url = objects.url
+        """As the user named it: a path or a URL."""
+        self.parts: tuple[StorePart, ...] = tuple(open_parts(objects)[:n_parts])
+        first = self.parts[0]
+        self.sites = first.sites
+        self.tokens_per_image = first.tokens_per_image
+        self.rows_per_chunk = first.rows_per_chunk
+        """Of the first part."""
+        self.thumbnail_px: int | None = first.thumbnail_px
+        self.codec: str = first.attributes["codec"]
+        self.provenance = first.provenance
+        """Of the first part; the others' agree in what decides the rows' kind."""
+        self.row_order = "random" if all(part.row_order == "random" for part in self.parts) else "source"
+        self.n_rows = sum(part.n_rows for part in self.parts)
+        self.n_images = sum(part.n_images for part in self.parts)
+        self.n_valid = sum(part.positions.n_valid for part in self.parts)
         """Rows whose image could be read: the number of positions."""
+        self.n_train = sum(part.positions.n_train for part in self.parts)
+        self._row_edges = np.cumsum([0, *(part.n_rows for part in self.parts)])
+        self._image_edges = np.cumsum([0, *(part.n_images for part in self.parts)])
+        train = [part.positions.n_train for part in self.parts]
+        held_out = [part.positions.n_valid - part.positions.n_train for part in self.parts]
+        self._position_edges = np.cumsum([0, *train, *held_out])  # (2 n_parts + 1,)
+        self.label_names, self._label_tables = _join_label_names(self.parts)
 
     def activations(self, site: f.Site | None = None) -> "ActivationArray":
         """The rows of one site; of the only one where `site` is None.
@@ -94,32 +99,47 @@ class ActivationStore:
         held = ", ".join(str(held) for held in self.sites)
         if site is None:
             if len(self.sites) > 1:
-                raise StoreError(f"{self.path} holds {held}: say which with --layer.")
+                raise StoreError(f"{self.url} holds {held}: say which with --layer or --site.")
             site = self.sites[0]
         if site not in self.sites:
-            raise StoreError(f"{self.path} does not hold {site}; it holds {held}.")
+            raise StoreError(f"{self.url} does not hold {site}; it holds {held}.")
         return ActivationArray(self, site)
 
-    def images(self, start: int, stop: int) -> NDArray[np.uint32]:
-        """Position in the source of the image of each row `[start, stop)`."""
-        return self._array(f.ROW_IMAGE).read(start, stop)
+    def images(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The image of each row `[start, stop)`, numbered in the order of the source, part after part."""
+
+        def read(number: int, first: int, last: int) -> NDArray[Any]:
+            return self.parts[number].array(f.ROW_IMAGE).read(first, last) + self._image_edges[number]
+
+        return self._join(start, stop, np.int64, read)
 
     def labels(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Label of each row `[start, stop)`; -1 where there is none."""
-        return self._array(f.ROW_LABEL).read(start, stop)
+        """Label of each row `[start, stop)`, a number into `label_names`; -1 where there is none."""
+
+        def read(number: int, first: int, last: int) -> NDArray[Any]:
+            labels = self.parts[number].array(f.ROW_LABEL).read(first, last)
+            table = self._label_tables[number]
+            return labels if table is None else np.where(labels < 0, -1, table[labels])
+
+        return self._join(start, stop, np.int32, read)
+
+    def tokens(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """Place in the tower's sequence of the token of each row `[start, stop)`: 0 is the class token."""
+        return self._join(start, stop, np.uint16, lambda number, *rows: self.parts[number].tokens(*rows))
 
     def valid(self, start: int, stop: int) -> NDArray[np.bool_]:
         """Whether the image of each row `[start, stop)` could be read."""
-        return self._valid.read(start, stop)
+        return self._join(
+            start, stop, np.bool_, lambda number, *rows: self.parts[number].array(f.ROW_VALID).read(*rows)
+        )
 
-    def keys(self, rows: Iterable[int] | NDArray[np.integer[Any]]) -> list[str]:
+    def keys(self, rows: Iterable[int] | Indices) -> list[str]:
         """The stable id of each row's image; bytes that are not UTF-8 come as surrogates (`os.fsdecode`)."""
-        image, offset, blob = (self._array(name) for name in (f.ROW_IMAGE, f.KEY_OFFSET, f.KEY_BLOB))
         keys = []
         for row in rows:
-            at = int(image.read(int(row), int(row) + 1)[0])
-            start, stop = (int(edge) for edge in offset.read(at, at + 2))
-            keys.append(os.fsdecode(blob.read(start, stop).tobytes()))
+            number, local = self._part_of_row(int(row))
+            image = int(self.parts[number].array(f.ROW_IMAGE).read(local, local + 1)[0])
+            keys += self.parts[number].keys([image])
         return keys
 
     def thumbnail(self, row: int) -> bytes | None:
@@ -130,26 +150,33 @@ class ActivationStore:
         DamagedStoreError
             When the bytes are not those that were committed.
         """
-        if self.thumbnail_px is None:
-            return None
-        chunk, place = divmod(row, self.rows_per_chunk)
-        record = read_record(self.path / f.thumbs_record_file(chunk))
-        folder = f"{f.THUMBS}/{chunk}"
-        blob, offset = (self._thumbs_array(f"{folder}/{name}", record["chunks"][name]) for name in ("blob", "offset"))
-        start, stop = (int(edge) for edge in np.frombuffer(offset, np.uint64)[place : place + 2])
-        return bytes(blob[start:stop]) or None
+        number, local = self._part_of_row(int(row))
+        part = self.parts[number]
+        return part.thumbnail(int(part.array(f.ROW_IMAGE).read(local, local + 1)[0]))
 
     @cached_property
     def unreadable(self) -> list[Unreadable]:
         """Every image that could not be read, with the reason."""
-        found = [pair for chunk in range(self.n_chunks) for pair in self._valid.record(chunk)["unreadable"]]
-        keys = self.keys([row for row, _ in found])
-        return [Unreadable(row, key, reason) for (row, reason), key in zip(found, keys, strict=True)]
+        found = []
+        for part, first in zip(self.parts, self._image_edges.tolist(), strict=False):
+            keys = part.keys([image for image, _ in part.unreadable])
+            found += [
+                Unreadable(first + image, key, reason)
+                for (image, reason), key in zip(part.unreadable, keys, strict=True)
+            ]
+        return found
+
+    @cached_property
+    def invalid_rows(self) -> NDArray[np.int64]:
+        """Rows whose image could not be read, ascending."""
+        edges = self._row_edges.tolist()
+        rows = [part.positions.invalid_rows + first for part, first in zip(self.parts, edges, strict=False)]
+        return np.concatenate(rows)
 
     @property
     def n_held_out(self) -> int:
-        """Positions that are never trained on: the last 1 %, at least one where there are two."""
-        return min(self.n_valid - 1, max(1, -(-self.n_valid // round(1 / HELD_OUT_SHARE)))) if self.n_valid > 1 else 0
+        """Positions that are never trained on: 1 %, at least one where there are two images."""
+        return self.n_valid - self.n_train
 
     def split(self, name: str) -> tuple[int, int]:
         """First position of a split, and the position after its last.
@@ -159,77 +186,90 @@ class ActivationStore:
         name
             `train`, `heldout` or `all`.
         """
-        edge = self.n_valid - self.n_held_out
-        splits = {"train": (0, edge), "heldout": (edge, self.n_valid), "all": (0, self.n_valid)}
+        splits = {"train": (0, self.n_train), "heldout": (self.n_train, self.n_valid), "all": (0, self.n_valid)}
         if name not in splits:
             raise ValueError(f"split must be train, heldout or all, not {name!r}")
         return splits[name]
 
-    def rows_of(self, positions: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """The rows of positions, `(k,)`.
+    def rows_of(self, positions: Indices) -> NDArray[np.int64]:
+        """The row of each position; see `Positions`."""
+        position = np.asarray(positions, np.int64)
+        if len(self.parts) == 1:
+            return self.parts[0].positions.rows(position)
+        rows = np.empty_like(position)
+        stretch = np.searchsorted(self._position_edges, position, side="right") - 1
+        for each in np.unique(stretch).tolist():
+            here, number = stretch == each, each % len(self.parts)
+            ours = self.parts[number].positions
+            local = position[here] - self._position_edges[each] + (ours.n_train if each >= len(self.parts) else 0)
+            rows[here] = ours.rows(local) + self._row_edges[number]
+        return rows
 
-        In a store in random order positions ascend with rows. In one in source order they are a fixed pseudo-random
-        permutation of them, so that a split is a fair sample there too.
-        """
-        nth = np.asarray(positions, np.int64)
-        if self.row_order == "source":
-            nth = position_order(self.n_valid)(nth)
-        if not len(self.invalid_rows):
-            return nth
-        # The n-th readable row has as many unreadable rows before it as there are with (row - rank) <= n.
-        return nth + np.searchsorted(self.invalid_rows - np.arange(len(self.invalid_rows)), nth, side="right")
+    def positions_of(self, rows: Indices) -> NDArray[np.int64]:
+        """The position of each row; -1 where its image could not be read."""
+        row = np.asarray(rows, np.int64)
+        if len(self.parts) == 1:
+            return self.parts[0].positions.of_rows(row)
+        positions = np.empty_like(row)
+        part = np.searchsorted(self._row_edges, row, side="right") - 1
+        for number in np.unique(part).tolist():
+            here, ours = part == number, self.parts[number].positions
+            local = ours.of_rows(row[here] - self._row_edges[number])
+            held_out = self._position_edges[len(self.parts) + number] - ours.n_train
+            first = np.where(local >= ours.n_train, held_out, self._position_edges[number])
+            positions[here] = np.where(local < 0, -1, local + first)
+        return positions
 
     @cached_property
     def fingerprint(self) -> str:
         """What tells this store from every other: a digest of its metadata, provenance and images included."""
-        return to_hex(crc32c((self.path / f.METADATA_RECORD).read_bytes())) + self.provenance.keys_sha256[:24]
+        prints = [part.fingerprint for part in self.parts]
+        return prints[0] if len(prints) == 1 else hashlib.sha256(" ".join(prints).encode()).hexdigest()[:32]
 
-    def _array(self, name: str) -> ChunkReader:
-        if name not in self.__dict__.setdefault("_readers", {}):
-            self.__dict__["_readers"][name] = ChunkReader(self.path, name)
-        return self.__dict__["_readers"][name]
+    def _part_of_row(self, row: int) -> tuple[int, int]:
+        if not 0 <= row < self.n_rows:
+            raise ValueError(f"row {row} is not among the {self.n_rows} rows of {self.url}")
+        number = int(np.searchsorted(self._row_edges, row, side="right")) - 1
+        return number, row - int(self._row_edges[number])
 
-    def _thumbs_array(self, name: str, record: dict[str, Any]) -> memoryview:
-        path = self.path / f.chunk_file(name, 0, 1)
-        try:
-            return unseal(path.read_bytes(), int(record["crc32c"], 16), str(path))
-        except FileNotFoundError:
-            raise DamagedStoreError(f"{path} is missing, though it was committed. {VERIFY}") from None
+    def _pieces(self, start: int, stop: int) -> Iterable[tuple[int, int, int]]:
+        """(part, first row in it, row after the last) of each part that rows `[start, stop)` touch."""
+        if not 0 <= start <= stop <= self.n_rows:
+            raise ValueError(f"rows {start} to {stop} are not within the {self.n_rows} rows of {self.url}")
+        for number, (first, last) in enumerate(zip(self._row_edges[:-1], self._row_edges[1:], strict=True)):
+            if start < last and stop > first:
+                yield number, max(start, int(first)) - int(first), min(stop, int(last)) - int(first)
 
-    def _check_metadata(self) -> None:
-        try:
-            files = read_record(self.path / f.METADATA_RECORD)["files"]
-        except FileNotFoundError:
-            raise DamagedStoreError(f"{self.path}/{f.METADATA_RECORD} is missing. {VERIFY}") from None
-        for name, checksum in files.items():
-            try:
-                found = to_hex(crc32c((self.path / name).read_bytes()))
-            except FileNotFoundError:
-                raise DamagedStoreError(f"{self.path}/{name} is missing. {VERIFY}") from None
-            if found != checksum:
-                raise DamagedStoreError(
-                    f"{self.path}/{name} is damaged: it has checksum {found}, {checksum} was committed. {VERIFY}"
-                )
+    def _join(
+        self, start: int, stop: int, dtype: type[np.generic], read: Callable[[int, int, int], NDArray[Any]]
+    ) -> NDArray[Any]:
+        pieces = [read(*piece) for piece in self._pieces(start, stop)]
+        return pieces[0].astype(dtype, copy=False) if len(pieces) == 1 else np.concatenate([*pieces, []]).astype(dtype)
 
-    def _require_committed(self) -> None:
-        missing: set[int] = set()
-        folders = [f"commits/{site.path}" for site in self.sites] + [f"commits/{f.ROW_VALID}"]
-        if self.thumbnail_px is not None:
-            folders.append(f"commits/{f.THUMBS}")
-        for folder in folders:
-            try:
-                names = {entry.name for entry in os.scandir(self.path / folder)}
-            except FileNotFoundError:
-                names = set()
-            missing |= {chunk for chunk in range(self.n_chunks) if f"{chunk}.json" not in names}
-        if missing:
-            done = self.n_rows - sum(
-                min(self.rows_per_chunk, self.n_rows - chunk * self.rows_per_chunk) for chunk in missing
-            )
-            raise UnfinishedStoreError(
-                f"{self.path} holds {done:,} of {self.n_rows:,} rows: the harvest did not finish. "
-                "Run the same `thresher harvest` again to resume it."
-            )
+
+def _join_label_names(
+    parts: tuple[StorePart, ...],
+) -> tuple[list[str] | None, list[NDArray[np.int32] | None]]:
+    """The names of all parts, each once, and for each part the number of its labels among them (None: its own)."""
+    first: list[str] | None = parts[0].attributes["label_names"]
+    tables: list[NDArray[np.int32] | None] = [None]
+    if first is None:
+        return None, [None] * len(parts)
+    numbers: dict[tuple[str, int], int] = {}
+
+    def number_of(names: list[str]) -> NDArray[np.int32]:
+        seen: dict[str, int] = {}
+        found = []
+        for name in names:  # ImageNet has two classes named crane: the second of one name is the second of the other
+            seen[name] = seen.get(name, 0) + 1
+            found.append(numbers.setdefault((name, seen[name]), len(numbers)))
+        return np.array(found, np.int32)
+
+    number_of(first)
+    for part in parts[1:]:
+        names = part.attributes["label_names"]
+        tables.append(None if names == first else number_of(names))
+    return [name for name, _ in numbers], tables
 
 
 class ActivationArray:
@@ -237,15 +277,23 @@ class ActivationArray:
 
     def __init__(self, store: ActivationStore, site: f.Site) -> None:
         self.store, self.site = store, site
-        self.d_in = store.d_in
         self.dtype: str = store.provenance.dtype
         """Logical dtype: `float16`, `float32`, or `bfloat16` whose bits numpy sees as uint16."""
-        self._chunks = ChunkReader(store.path, site.path)
-        self.stored_dtype = self._chunks.dtype
+        self._chunks = [part.array(site.path) for part in store.parts]
+        self.d_in: int = self._chunks[0].shape[1]
+        self.stored_dtype = self._chunks[0].dtype
+        self.row_bytes = self._chunks[0].row_bytes
+        self.reads_in_place = all(chunks.reads_in_place for chunks in self._chunks)
+        """Whether a few rows can be read without the rest of their chunk: on a disk, without compression."""
+        self._is_plain = len(store.parts) == 1 and store.row_order == "random" and not len(store.invalid_rows)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Rows `[start, stop)` in the stored dtype, `(n, d_in)`; NaN where the image could not be read."""
-        return self._chunks.read(start, stop)
+        if not 0 <= start <= stop <= self.store.n_rows:
+            raise ValueError(f"rows {start} to {stop} are not within the {self.store.n_rows} rows of {self.store.url}")
+        out = np.empty((stop - start, self.d_in), self.stored_dtype)
+        self._read_rows([start], [stop - start], out)
+        return out
 
     def read_positions(self, start: int, stop: int) -> NDArray[Any]:
         """Positions `[start, stop)` in the stored dtype, `(n, d_in)`."""
@@ -267,12 +315,9 @@ class ActivationArray:
         if out.dtype != self.stored_dtype or out.shape != shape:
             raise ValueError(f"out must be {shape} of {self.stored_dtype}, not {out.shape} of {out.dtype}")
         run_starts, run_lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
-        if self.store.row_order == "source" or len(self.store.invalid_rows):
+        if not self._is_plain and len(out):
             run_starts, run_lengths = self._row_runs(run_starts, run_lengths)
-        filled = 0
-        for start, length in zip(run_starts.tolist(), run_lengths.tolist(), strict=True):
-            self._chunks.read_into(start, out[filled : filled + length])
-            filled += length
+        self._read_rows(run_starts.tolist(), run_lengths.tolist(), out)
 
     def tensor(self, rows: NDArray[Any]) -> "torch.Tensor":
         """Stored rows as a tensor of the logical dtype that shares their memory."""
@@ -290,3 +335,15 @@ class ActivationArray:
         rows = self.store.rows_of(positions)
         breaks = np.concatenate(([0], np.flatnonzero(np.diff(rows) != 1) + 1, [len(rows)]))
         return rows[breaks[:-1]], np.diff(breaks)
+
+    def _read_rows(self, starts: list[int], lengths: list[int], out: NDArray[Any]) -> None:
+        if len(self._chunks) == 1:
+            self._chunks[0].read_runs(starts, lengths, out)
+            return
+        edges, at = self.store._row_edges, 0
+        for start, length in zip(starts, lengths, strict=True):
+            while length:
+                number, local = self.store._part_of_row(start)
+                n = min(length, int(edges[number + 1]) - start)
+                self._chunks[number].read_runs([local], [n], out[at : at + n])
+                at, start, length = at + n, start + n, length - n

@@ -12,7 +12,9 @@ from . import format as f
 from .chunks import ChunkReader
 from .codec import unseal
 from .errors import StoreError, UnfinishedStoreError
-from .reader import ActivationStore
+from .objects import Objects, open_objects
+from .part import StorePart
+from .parts import open_parts, part_references
 from .records import crc32c, read_record, to_hex
 
 
@@ -47,100 +49,104 @@ class VerifyReport:
     """Files that belong to no array: temporary files of a killed writer, or strangers. They are never read."""
 
 
-def verify_store(path: str | Path, reporter: Reporter | None = None) -> VerifyReport:
-    """Read every byte of a store; report each that differs from what was committed.
+def verify_store(place: str | Path | Objects, reporter: Reporter | None = None) -> VerifyReport:
+    """Read every byte of a store and of its parts; report each that differs from what was committed.
 
     Raises
     ------
     StoreError
-        When there is no store at `path`, its harvest has not finished, or its metadata does not even say which
+        When there is no store at `place`, its harvest has not finished, or its metadata does not even say which
         arrays it holds.
     """
     reporter = reporter or Reporter()
-    root = Path(path)
+    objects = open_objects(place)
     report = VerifyReport()
     try:
-        store = ActivationStore(root)
+        parts = open_parts(objects)
     except UnfinishedStoreError:
         raise
     except StoreError as error:
-        if not (root / f.METADATA_RECORD).exists():
+        if not objects.exists(f.METADATA_RECORD):
             raise
-        report.problems += _metadata_problems(root)
+        report.problems += _metadata_problems(objects)
         if not report.problems:
-            report.problems.append(Problem(str(root), None, None, str(error)))
+            report.problems.append(Problem(str(objects), None, None, str(error)))
         return report
-    report.problems += _metadata_problems(root)
-    metadata_crc32c = to_hex(crc32c((root / f.METADATA_RECORD).read_bytes()))
-    arrays = [f.ROW_VALID, *(site.path for site in store.sites), f.ROW_IMAGE, f.ROW_LABEL, f.KEY_BLOB, f.KEY_OFFSET]
-    readers = [ChunkReader(root, name) for name in arrays]
-    total = sum(reader.n_chunks for reader in readers) + (store.n_chunks if store.thumbnail_px else 0)
+    total = sum(sum(array.n_chunks for array in _arrays(part)) + _n_thumbnails(part) for part in parts)
     with reporter.task("verify", total, "chunks") as task:
-        for reader in readers:
-            for chunk in range(reader.n_chunks):
-                report.problems += _chunk_problems(store, reader, chunk, metadata_crc32c, report)
+        for part in parts:
+            report.problems += _metadata_problems(part.objects)
+            for array in _arrays(part):
+                for chunk in range(array.n_chunks):
+                    report.problems += _chunk_problems(part, array, chunk, report)
+                    task.advance(1, damaged=len(report.problems))
+            for window in range(_n_thumbnails(part)):
+                report.problems += _thumbnail_problems(part, window, report)
                 task.advance(1, damaged=len(report.problems))
-        if store.thumbnail_px:
-            for chunk in range(store.n_chunks):
-                report.problems += _thumbnail_problems(root, chunk, report)
-                task.advance(1, damaged=len(report.problems))
-    report.leftovers = sorted(_leftovers(root, store, readers))
+    report.leftovers = sorted(_leftovers(objects, parts))
     return report
 
 
-def _metadata_problems(root: Path) -> list[Problem]:
+def _arrays(part: StorePart) -> list[ChunkReader]:
+    names = [f.ROW_VALID, *(site.path for site in part.sites), f.ROW_IMAGE, f.ROW_LABEL, f.KEY_BLOB, f.KEY_OFFSET]
+    if part.tokens_per_image > 1:
+        names.append(f.ROW_TOKEN)
+    return [part.array(name) for name in names]
+
+
+def _n_thumbnails(part: StorePart) -> int:
+    return part.order.n_windows if part.thumbnail_px else 0
+
+
+def _metadata_problems(objects: Objects) -> list[Problem]:
     try:
-        files = read_record(root / f.METADATA_RECORD)["files"]
+        files = read_record(objects, f.METADATA_RECORD)["files"]
     except StoreError as error:
         return [Problem(f.METADATA_RECORD, None, None, str(error))]
-    return list(_document_problems(root, files))
+    return list(_document_problems(objects, files))
 
 
-def _document_problems(root: Path, files: dict[str, str]) -> Iterator[Problem]:
-    for name, checksum in files.items():
-        try:
-            found = to_hex(crc32c((root / name).read_bytes()))
-        except OSError as error:
-            yield Problem(name, None, None, f"cannot be read ({error.strerror})")
+def _document_problems(objects: Objects, files: dict[str, str]) -> Iterator[Problem]:
+    for (name, checksum), document in zip(files.items(), objects.read_many(list(files)), strict=True):
+        if document is None:
+            yield Problem(name, None, None, "is missing")
             continue
+        found = to_hex(crc32c(document))
         if found != checksum:
             yield Problem(name, None, None, f"its bytes have checksum {found}, {checksum} was committed")
 
 
-def _chunk_problems(
-    store: ActivationStore, reader: ChunkReader, chunk: int, metadata_crc32c: str, report: VerifyReport
-) -> Iterator[Problem]:
+def _chunk_problems(part: StorePart, array: ChunkReader, chunk: int, report: VerifyReport) -> Iterator[Problem]:
     rows = None
-    if reader.name == f.ROW_VALID or reader.name.startswith("layers/"):
-        start = chunk * store.rows_per_chunk
-        rows = (start, min(start + store.rows_per_chunk, store.n_rows))
+    if array.name == f.ROW_VALID or array.name.startswith("layers/"):
+        start = chunk * part.rows_per_chunk
+        rows = (start, min(start + part.rows_per_chunk, part.n_rows))
     try:
-        record = reader.record(chunk)
-        values = reader.load_chunk(chunk)
+        record = array.record(chunk)
+        values = array.load_chunk(chunk)
     except (StoreError, OSError) as error:
-        yield Problem(reader.name, chunk, rows, str(error))
+        yield Problem(array.name, chunk, rows, str(error))
         return
     report.n_chunks += 1
     report.n_bytes += record["bytes"]
-    if record["metadata_crc32c"] != metadata_crc32c:
-        yield Problem(reader.name, chunk, rows, "was committed under other metadata: it comes from another store")
     if rows is not None:
-        yield from _row_problems(store, reader.name, chunk, rows, record, values)
+        yield from _row_problems(part, array.name, chunk, rows, record, values)
 
 
 def _row_problems(
-    store: ActivationStore, name: str, chunk: int, rows: tuple[int, int], record: dict[str, Any], values: Any
+    part: StorePart, name: str, chunk: int, rows: tuple[int, int], record: dict[str, Any], values: Any
 ) -> Iterator[Problem]:
     n = rows[1] - rows[0]
     if record["rows"] != list(rows):
         yield Problem(name, chunk, rows, f"its record speaks of rows {record['rows']}")
+    here = np.searchsorted(part.positions.invalid_rows, rows)
+    valid = np.ones(n, np.bool_)
+    valid[part.positions.invalid_rows[here[0] : here[1]] - rows[0]] = False
     if name == f.ROW_VALID:
-        unreadable = {row - rows[0] for row, _ in record["unreadable"]}
-        if set(np.flatnonzero(~values[:n]).tolist()) != unreadable:
-            yield Problem(name, chunk, rows, "its rows and its record name different unreadable images")
+        if not np.array_equal(values[:n], valid):
+            yield Problem(name, chunk, rows, "its rows and its records name different unreadable images")
         return
-    valid = store.valid(*rows)
-    if store.provenance.dtype == "bfloat16":
+    if part.provenance.dtype == "bfloat16":
         finite = (values[:n] & 0x7F80) != 0x7F80  # the exponent bits of bfloat16
     else:
         finite = np.isfinite(values[:n])
@@ -148,34 +154,41 @@ def _row_problems(
         yield Problem(name, chunk, rows, "a row of a readable image is not finite, or one of an unreadable image is")
 
 
-def _thumbnail_problems(root: Path, chunk: int, report: VerifyReport) -> Iterator[Problem]:
-    folder = f"{f.THUMBS}/{chunk}"
+def _thumbnail_problems(part: StorePart, window: int, report: VerifyReport) -> Iterator[Problem]:
+    folder = f"{f.THUMBS}/{window}"
     try:
-        record = read_record(root / f.thumbs_record_file(chunk))
+        record = part.thumbnails_record(window)
         for name, committed in record["chunks"].items():
-            path = root / f.chunk_file(f"{folder}/{name}", 0, 1)
-            unseal(path.read_bytes(), int(committed["crc32c"], 16), str(path))
+            path = f.chunk_file(f"{folder}/{name}", 0, 1)
+            unseal(part.objects.read(path), int(committed["crc32c"], 16), f"{part.objects}/{path}")
             report.n_bytes += committed["bytes"]
     except (StoreError, OSError) as error:
-        yield Problem(folder, chunk, None, str(error))
+        yield Problem(folder, window, None, str(error))
         return
     report.n_chunks += 1
-    yield from _document_problems(root, record["files"])
+    yield from _document_problems(part.objects, record["files"])
 
 
-def _leftovers(root: Path, store: ActivationStore, readers: list[ChunkReader]) -> Iterator[str]:
-    known = {f.METADATA_RECORD, *read_record(root / f.METADATA_RECORD)["files"]}
-    for reader in readers:
-        for chunk in range(reader.n_chunks):
-            known.add(f.chunk_file(reader.name, chunk, len(reader.shape)))
-            known.add(f.record_file(reader.name, chunk))
-    if store.thumbnail_px:
-        for chunk in range(store.n_chunks):
-            known.add(f.thumbs_record_file(chunk))
-            known.add(f"{f.THUMBS}/{chunk}/zarr.json")
-            for name in ("blob", "offset"):
-                known |= {f"{f.THUMBS}/{chunk}/{name}/zarr.json", f"{f.THUMBS}/{chunk}/{name}/c/0"}
-    for path in root.rglob("*"):
-        name = path.relative_to(root).as_posix()
-        if path.is_file() and name not in known:
+def _leftovers(objects: Objects, parts: list[StorePart]) -> Iterator[str]:
+    known = {f.METADATA_RECORD, f.GROUP_JSON, *(f.part_record_file(number) for number, _ in part_references(objects))}
+    for part in parts:
+        if part.objects.url == objects.url:
+            known |= _files_of(part)
+    for name, _ in objects.walk():
+        # What lies below parts/ are stores of their own.
+        if name not in known and not name.startswith(f"{f.PARTS}/"):
             yield name
+
+
+def _files_of(part: StorePart) -> set[str]:
+    known = {f.METADATA_RECORD, *read_record(part.objects, f.METADATA_RECORD)["files"]}
+    for array in _arrays(part):
+        for chunk in range(array.n_chunks):
+            known.add(f.chunk_file(array.name, chunk, len(array.shape)))
+            known.add(f.record_file(array.name, chunk))
+    for window in range(_n_thumbnails(part)):
+        known.add(f.thumbs_record_file(window))
+        known.add(f"{f.THUMBS}/{window}/zarr.json")
+        for name in ("blob", "offset"):
+            known |= {f"{f.THUMBS}/{window}/{name}/zarr.json", f"{f.THUMBS}/{window}/{name}/c/0"}
+    return known

@@ -1,8 +1,6 @@
-"""Writes a store: its metadata and keys once, then each chunk of rows once, in any order, by one process."""
+"""Writes a store: its metadata and keys once, then each window of rows once, in any order, by one process."""
 
-import json
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +8,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import format as f
+from .attributes import read_group_attributes
 from .codec import ChunkCodec, seal
 from .errors import StoreError
-from .files import FolderLock, write_all_atomically, write_atomically
-from .layout import StoreSpec, array_document, group_document, metadata_documents
+from .layout import StoreSpec, array_document, group_document, metadata_documents, static_arrays
+from .objects import Lock, Objects, open_objects
 from .provenance import Provenance
-from .records import crc32c, encode_record, to_hex, write_record
+from .records import crc32c, encode_record, to_hex
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
+_BYTES_AT_ONCE = 64 << 20  # of chunks handed to the disk or bucket together
+
+Files = dict[str, Sequence[bytes | memoryview]]
 
 
 def create_store(
-    path: str | Path,
+    place: str | Path | Objects,
     spec: StoreSpec,
     *,
     keys: Sequence[bytes],
-    row_image: NDArray[np.unsignedinteger[Any]],
-    row_label: NDArray[np.signedinteger[Any]],
+    labels: NDArray[np.signedinteger[Any]],
     overwrite: bool = False,
 ) -> "StoreWriter":
     """Make a store that has no committed row yet.
 
     Parameters
     ----------
-    path
-        Folder to make.
+    place
+        Path or URL of the store to make.
     spec
         Of the store.
     keys
         Stable ids of the images in source order.
-    row_image, row_label
-        `(n_rows,)`: position of each row's image in `keys`, and its label (-1: none).
+    labels
+        `(n_images,)` in source order; -1: none.
     overwrite
         Remove a store that stands there.
 
@@ -49,167 +50,107 @@ def create_store(
     StoreError
         When something else stands there, or a store without `overwrite`.
     """
-    path = Path(path)
-    _clear(path, overwrite)
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(path)
-    write_atomically(path / f.CREATING, b"")
-    documents = metadata_documents(spec, keys)
-    write_all_atomically({path / name: [document] for name, document in documents.items() if name != f.GROUP_JSON})
-    record = {"files": {name: to_hex(crc32c(document)) for name, document in sorted(documents.items())}}
-    write_record(path / f.METADATA_RECORD, record)
-    metadata_crc32c = to_hex(crc32c(encode_record(record)))
-    offsets = np.concatenate(([0], np.cumsum([len(key) for key in keys], dtype=np.uint64))).astype(np.uint64)
-    statics: dict[str, NDArray[Any]] = {
-        f.ROW_IMAGE: row_image.astype(np.uint32),
-        f.ROW_LABEL: row_label.astype(np.int32),
-        f.KEY_BLOB: np.frombuffer(b"".join(keys), np.uint8),
-        f.KEY_OFFSET: offsets,
+    if len(keys) != spec.n_images or len(labels) != spec.n_images:
+        raise ValueError(f"{spec.n_images} images, but {len(keys)} keys and {len(labels)} labels")
+    objects = open_objects(place)
+    _clear(objects, overwrite)
+    lock = objects.lock()
+    objects.write(f.CREATING, b"")
+    n_key_bytes = sum(len(key) for key in keys)
+    documents = metadata_documents(spec, n_key_bytes)
+    objects.write_all({name: [document] for name, document in documents.items() if name != f.GROUP_JSON})
+    record = {
+        "files": {name: to_hex(crc32c(document)) for name, document in sorted(documents.items())},
+        "group": documents[f.GROUP_JSON].decode(),
     }
-    for name, values in statics.items():
-        for chunk in range(f.n_chunks(len(values), f.STATIC_CHUNK)):
-            part = values[chunk * f.STATIC_CHUNK : (chunk + 1) * f.STATIC_CHUNK]
-            padded = np.zeros(min(f.STATIC_CHUNK, len(values)), values.dtype)
-            padded[: len(part)] = part
-            parts, committed = encode_chunk(padded, ChunkCodec("none"))
-            write_atomically(path / f.chunk_file(name, chunk, 1), *parts)
-            write_record(path / f.record_file(name, chunk), committed | {"metadata_crc32c": metadata_crc32c})
-    write_atomically(path / f.GROUP_JSON, documents[f.GROUP_JSON])
-    (path / f.CREATING).unlink()
-    return StoreWriter(path, spec, metadata_crc32c, lock)
+    objects.write(f.METADATA_RECORD, encode_record(record))
+    metadata_crc32c = to_hex(crc32c(encode_record(record)))
+    for name in static_arrays(spec, n_key_bytes):
+        write_static_array(objects, spec, name, keys, labels, metadata_crc32c)
+    objects.write(f.GROUP_JSON, documents[f.GROUP_JSON])
+    objects.delete([f.CREATING])
+    return StoreWriter(objects, spec, metadata_crc32c, lock)
 
 
-def resume_store(path: str | Path, spec: StoreSpec) -> "StoreWriter":
-    """Open a store that an earlier process began, to write the chunks that it did not commit.
+def resume_store(place: str | Path | Objects, spec: StoreSpec, *, lock: bool = True) -> "StoreWriter":
+    """Open a store that an earlier process began, to write the windows that it did not commit.
+
+    Parameters
+    ----------
+    place
+        Of the store.
+    spec
+        That the store must have.
+    lock
+        Whether to hold the place against other writers. Processes that share a harvest each write their own windows;
+        one of them holds it.
 
     Raises
     ------
     StoreError
         When the store there would not hold the same rows, naming the first field that differs.
     """
-    path = Path(path)
-    found = read_group_attributes(path)
-    again = f"run it with the same options, with another STORE, or with --overwrite to replace {path}"
+    objects = open_objects(place)
+    found = read_group_attributes(objects)
+    again = f"run it with the same options, with another STORE, or with --overwrite to replace {objects}"
+    if not found["arrays"]:
+        raise StoreError(f"{objects} only joins other stores: {again}.")
     theirs = Provenance.from_json(found["provenance"])
     try:
-        theirs.require_same_rows(spec.provenance, f"{path} was begun with other settings")
+        theirs.require_same_rows(spec.provenance, f"{objects} was begun with other settings")
     except StoreError as error:
         raise StoreError(f"{error} To go on, {again}.") from None
     wanted = spec.attributes()
     for name in wanted:
-        if name != "provenance" and wanted[name] != found[name]:
+        if name != "provenance" and wanted[name] != found.get(name):
             raise StoreError(
-                f"{path} was begun with other settings: {name} is {found[name]!r} there and {wanted[name]!r} here. "
-                f"To go on, {again}."
+                f"{objects} was begun with other settings: {name} is {found.get(name)!r} there and {wanted[name]!r} "
+                f"here. To go on, {again}."
             )
-    lock = FolderLock(path)
-    return StoreWriter(path, spec, to_hex(crc32c((path / f.METADATA_RECORD).read_bytes())), lock)
-
-
-def read_group_attributes(path: Path) -> dict[str, Any]:
-    """The attributes of a store's group.
-
-    Raises
-    ------
-    StoreError
-        When there is no store at `path`, or one of another version.
-    """
-    try:
-        document = json.loads((path / f.GROUP_JSON).read_bytes())
-        attributes = document["attributes"]
-        name, version = attributes.get("format"), attributes.get("version")
-    except (FileNotFoundError, NotADirectoryError):
-        what = "does not exist" if not path.exists() else "holds no zarr.json: it is not an activation store"
-        raise StoreError(f"{path} {what}. `thresher harvest IMAGES {path}` makes one.") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StoreError(f"{path}/zarr.json is not the metadata of an activation store.") from None
-    if name != f.FORMAT_NAME:
-        raise StoreError(
-            f"{path} is a zarr array or group, but not an activation store (its format attribute is {name!r})."
-        )
-    if version != f.FORMAT_VERSION:
-        raise StoreError(f"{path} has version {version} of the store format; this Thresher reads {f.FORMAT_VERSION}.")
-    return attributes
+    held = objects.lock() if lock else None
+    return StoreWriter(objects, spec, to_hex(crc32c(objects.read(f.METADATA_RECORD))), held)
 
 
 class StoreWriter:
-    """Writes and commits the chunks of one store.
+    """Writes and commits the windows of one store.
 
-    A chunk is committed when each of its arrays has a commit record; the records are written after all of the bytes.
+    A chunk is committed when it has a commit record in each array; the records of a window are written after all of
+    its bytes.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, metadata_crc32c: str, lock: FolderLock) -> None:
-        self.path, self.spec = path, spec
-        self.n_chunks = f.n_chunks(spec.n_rows, spec.rows_per_chunk)
-        self._metadata_crc32c = metadata_crc32c
+    def __init__(self, objects: Objects, spec: StoreSpec, metadata_crc32c: str, lock: Lock | None) -> None:
+        self.objects, self.spec, self.order = objects, spec, spec.order()
+        self.n_windows = self.order.n_windows
+        self.metadata_crc32c = metadata_crc32c
         self._lock = lock
-        self._codec = ChunkCodec(spec.codec)
-        self.pending = [chunk for chunk in range(self.n_chunks) if not self._is_committed(chunk)]
-        """Numbers of the chunks that are not committed, ascending."""
+        self._chunks_per_window = spec.tokens_per_image
+        committed = self._committed()
+        self.pending = [window for window in range(self.n_windows) if window not in committed]
+        """Numbers of the windows that are not committed, ascending."""
 
-    def chunk_rows(self, chunk: int) -> tuple[int, int]:
-        """First row of a chunk, and the row after its last."""
-        start = chunk * self.spec.rows_per_chunk
-        return start, min(start + self.spec.rows_per_chunk, self.spec.n_rows)
+    def window_images(self, window: int) -> tuple[int, int]:
+        """First place of a window's images in the row order, and the place after its last."""
+        return self.order.window_images(window)
 
-    def write_chunk(
-        self,
-        chunk: int,
-        values: dict[f.Site, NDArray[np.float32]],
-        valid: NDArray[np.bool_],
-        unreadable: Iterable[tuple[int, str]] = (),
-        thumbnails: Sequence[bytes | None] | None = None,
-    ) -> None:
-        """Write and commit one chunk.
+    def window_rows(self, window: int) -> tuple[int, int]:
+        """First row of a window, and the row after its last."""
+        return self.order.window_rows(window)
 
-        Parameters
-        ----------
-        chunk
-            Its number.
-        values
-            `(n, d_in)` float32 for each site, n the rows of the chunk. Rows that are not valid may hold anything.
-        valid
-            `(n,)`; False where the image could not be read.
-        unreadable
-            (row, reason) of each row that is not valid.
-        thumbnails
-            WebP bytes of each row's image, None where there is none.
+    def window_bytes(self) -> int:
+        """Memory that a window takes while it is filled."""
+        itemsize = np.dtype(f.DTYPES[self.spec.dtype]).itemsize
+        rows = min(self.spec.rows_per_chunk, self.spec.n_images) * self.spec.tokens_per_image
+        return rows * sum(self.spec.sites.values()) * itemsize
 
-        Raises
-        ------
-        StoreError
-            On a valid row that is not finite, or does not fit the store's dtype.
-        """
-        start, stop = self.chunk_rows(chunk)
-        if set(values) != set(self.spec.sites) or valid.shape != (stop - start,):
-            raise ValueError(f"chunk {chunk} needs {len(self.spec.sites)} sites of {stop - start} rows each")
-        files: dict[Path, Sequence[bytes | memoryview]] = {}
-        records: dict[str, dict[str, Any]] = {}
-        common = {"rows": [start, stop], "metadata_crc32c": self._metadata_crc32c}
-        for site, rows in values.items():
-            block, max_abs = self._cast(rows, valid, site, start)
-            path = self.path / f.chunk_file(site.path, chunk, 2)
-            files[path], committed = encode_chunk(block, self._codec)
-            committed |= {"max_abs": max_abs, "valid_rows": int(valid.sum())}
-            records[f.record_file(site.path, chunk)] = committed | common
-        padded = np.zeros(self.spec.rows_per_chunk, np.bool_)
-        padded[: len(valid)] = valid
-        files[self.path / f.chunk_file(f.ROW_VALID, chunk, 1)], committed = encode_chunk(padded, ChunkCodec("none"))
-        reasons = [[int(row), reason] for row, reason in unreadable]
-        committed |= {"valid_rows": int(valid.sum()), "unreadable": reasons}
-        records[f.record_file(f.ROW_VALID, chunk)] = committed | common
-        if self.spec.thumbnail_px is not None:
-            pictures, record = _encode_thumbnails(chunk, stop - start, thumbnails)
-            files |= {self.path / name: parts for name, parts in pictures.items()}
-            records[f.thumbs_record_file(chunk)] = record
-        write_all_atomically(files)
-        write_all_atomically({self.path / name: [encode_record(record)] for name, record in records.items()})
-        if chunk in self.pending:
-            self.pending.remove(chunk)
+    def window(self, window: int) -> "WindowWriter":
+        """Begin a window."""
+        return WindowWriter(self, window)
 
     def close(self) -> None:
         """Let another process write here."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -217,56 +158,244 @@ class StoreWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _is_committed(self, chunk: int) -> bool:
-        names = [f.record_file(site.path, chunk) for site in self.spec.sites] + [f.record_file(f.ROW_VALID, chunk)]
+    def _committed(self) -> set[int]:
+        """The windows of which every chunk is recorded in every array."""
+        n_chunks = f.n_chunks(self.spec.n_rows, self.spec.rows_per_chunk)
+        missing: set[int] = set()
+        for array in [*(site.path for site in self.spec.sites), f.ROW_VALID]:
+            names = self.objects.names(f"commits/{array}")
+            missing |= {chunk // self._chunks_per_window for chunk in range(n_chunks) if f"{chunk}.json" not in names}
         if self.spec.thumbnail_px is not None:
-            names.append(f.thumbs_record_file(chunk))
-        return all((self.path / name).exists() for name in names)
+            names = self.objects.names(f"commits/{f.THUMBS}")
+            missing |= {window for window in range(self.n_windows) if f"{window}.json" not in names}
+        return set(range(self.n_windows)) - missing
+
+
+class WindowWriter:
+    """The rows of one window, gathered as they come, then written and committed together.
+
+    Parameters
+    ----------
+    writer
+        Of the store.
+    window
+        Its number.
+    """
+
+    def __init__(self, writer: StoreWriter, window: int) -> None:
+        spec, order = writer.spec, writer.order
+        self._writer, self._spec, self._order, self.number = writer, spec, order, window
+        self._first_place, self._stop_place = order.window_images(window)
+        self._start, self._stop = order.window_rows(window)
+        n_images, n_rows = self._stop_place - self._first_place, self._stop - self._start
+        padded = f.n_chunks(n_rows, spec.rows_per_chunk) * spec.rows_per_chunk
+        fill, dtype = f.FILL[spec.dtype], f.DTYPES[spec.dtype]
+        self._blocks = {site: np.full((padded, width), fill, dtype) for site, width in spec.sites.items()}
+        self._max_abs = {site: np.zeros(padded, np.float32) for site in spec.sites}
+        self._valid = np.zeros(padded, np.bool_)
+        self._unreadable: list[tuple[int, str]] = []
+        self._thumbnails: list[bytes | None] = [None] * n_images
+        self._is_there = np.zeros(n_images, np.bool_)
+
+    def put(
+        self,
+        first_place: int,
+        values: dict[f.Site, NDArray[np.float32]],
+        valid: NDArray[np.bool_],
+        unreadable: Iterable[tuple[int, str]] = (),
+        thumbnails: Sequence[bytes | None] | None = None,
+    ) -> None:
+        """Take the rows of some consecutive places.
+
+        Parameters
+        ----------
+        first_place
+            The place of the first image.
+        values
+            `(n, T, d)` float32 for each site, or `(n, d)` where T is 1. Images that are not valid may hold anything.
+        valid
+            `(n,)`; False where the image could not be read.
+        unreadable
+            (image, reason) of each image that is not valid; images are numbered in source order.
+        thumbnails
+            WebP bytes of each image, None where there is none.
+
+        Raises
+        ------
+        StoreError
+            On a valid row that is not finite, or does not fit the store's dtype.
+        """
+        n, t = len(valid), self._spec.tokens_per_image
+        first = first_place - self._first_place
+        if set(values) != set(self._spec.sites) or first < 0 or first_place + n > self._stop_place:
+            raise ValueError(f"window {self.number} takes {len(self._spec.sites)} sites of its own images")
+        rows = self._order.rows_at(np.arange(first_place, first_place + n)) - self._start  # (n, T)
+        where: slice | NDArray[np.int64] = rows.ravel() if t > 1 else slice(first, first + n)
+        row_valid = np.repeat(valid, t)
+        for site, tokens in values.items():
+            width = self._spec.sites[site]
+            if tokens.size != n * t * width:
+                raise ValueError(f"{site} needs values of shape {(n, t, width)}, not {tokens.shape}")
+            cast, magnitude = self._cast(tokens.reshape(n * t, width), row_valid, site, rows.ravel())
+            self._max_abs[site][where] = magnitude
+            if row_valid.all():
+                self._blocks[site][where] = cast
+            else:
+                self._blocks[site][rows.ravel()[row_valid]] = cast[row_valid]
+        self._valid[where] = row_valid
+        self._unreadable += [(int(image), reason) for image, reason in unreadable]
+        if thumbnails is not None:
+            self._thumbnails[first : first + n] = thumbnails
+        self._is_there[first : first + n] = True
+
+    def commit(self) -> None:
+        """Write the window, then record it."""
+        if not self._is_there.all():
+            raise ValueError(f"window {self.number} lacks {int((~self._is_there).sum())} of its images")
+        codec, plain = ChunkCodec(self._spec.codec), ChunkCodec("none")
+        n = self._spec.rows_per_chunk
+        records: dict[str, dict[str, Any]] = {}
+        files: Files = {}
+        for local in range(len(self._valid) // n):
+            here = slice(local * n, (local + 1) * n)
+            chunk = self._start // n + local
+            rows = [self._start + here.start, min(self._start + here.stop, self._stop)]
+            n_valid = int(self._valid[here].sum())
+            for site, block in self._blocks.items():
+                name = f.chunk_file(site.path, chunk, 2)
+                files[name], committed = encode_chunk(block[here], codec)
+                records[f.record_file(site.path, chunk)] = {
+                    **self._identity(site.path, chunk),
+                    **committed,
+                    "rows": rows,
+                    "max_abs": float(self._max_abs[site][here].max()),
+                    "valid_rows": n_valid,
+                }
+            files[f.chunk_file(f.ROW_VALID, chunk, 1)], committed = encode_chunk(self._valid[here], plain)
+            records[f.record_file(f.ROW_VALID, chunk)] = {
+                **self._identity(f.ROW_VALID, chunk),
+                **committed,
+                "rows": rows,
+                "valid_rows": n_valid,
+                "unreadable": [] if local else [list(pair) for pair in self._unreadable],
+            }
+            if sum(len(part) for parts in files.values() for part in parts) > _BYTES_AT_ONCE:
+                self._writer.objects.write_all(files)
+                files = {}
+        if self._spec.thumbnail_px is not None:
+            pictures, record = _encode_thumbnails(self.number, self._thumbnails)
+            files |= pictures
+            records[f.thumbs_record_file(self.number)] = {**self._identity(f.THUMBS, self.number), **record}
+        self._writer.objects.write_all(files)
+        self._writer.objects.write_all({name: [encode_record(record)] for name, record in records.items()})
+        if self.number in self._writer.pending:
+            self._writer.pending.remove(self.number)
+
+    def _identity(self, array: str, chunk: int) -> dict[str, Any]:
+        return {"array": array, "chunk": chunk, "metadata_crc32c": self._writer.metadata_crc32c}
 
     def _cast(
-        self, rows: NDArray[np.float32], valid: NDArray[np.bool_], site: f.Site, start: int
-    ) -> tuple[NDArray[Any], float]:
-        if rows.shape != (len(valid), self.spec.d_in):
-            raise ValueError(f"{site} needs rows of shape {(len(valid), self.spec.d_in)}, not {rows.shape}")
-        magnitude = np.abs(rows).max(axis=1, initial=0.0)  # (n,), NaN where a coordinate is
+        self, rows: NDArray[np.float32], valid: NDArray[np.bool_], site: f.Site, places: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """The rows in the stored dtype, and the largest magnitude of each: 0 for those that are not valid."""
+        magnitude = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # (n,), NaN where a coordinate is
         magnitude[~valid] = 0.0
         if not np.isfinite(magnitude).all():
-            row = start + int(np.flatnonzero(~np.isfinite(magnitude))[0])
+            row = self._start + int(places[np.flatnonzero(~np.isfinite(magnitude))[0]])
             raise StoreError(
                 f"{site}: the activation of row {row} is not finite; the tower or its precision is at fault."
             )
-        max_abs = float(magnitude.max(initial=0.0))
-        block = np.full((self.spec.rows_per_chunk, self.spec.d_in), f.FILL[self.spec.dtype], f.DTYPES[self.spec.dtype])
-        if self.spec.dtype == "float16" and max_abs > _FLOAT16_MAX:
-            row = start + int(magnitude.argmax())
+        if self._spec.dtype == "float16" and magnitude.max(initial=0.0) > _FLOAT16_MAX:
+            row = self._start + int(places[magnitude.argmax()])
             raise StoreError(
-                f"{site}: the activation of row {row} reaches {max_abs:.4g}, beyond float16's {_FLOAT16_MAX:.0f}. "
-                "Harvest with --dtype bfloat16 or --dtype float32."
+                f"{site}: the activation of row {row} reaches {magnitude.max():.4g}, beyond float16's "
+                f"{_FLOAT16_MAX:.0f}. Harvest with --dtype bfloat16 or --dtype float32."
             )
-        cast = to_bfloat16(rows) if self.spec.dtype == "bfloat16" else rows.astype(block.dtype, copy=False)
-        block[: len(rows)][valid] = cast[valid]
-        return block, max_abs
+        if self._spec.dtype == "bfloat16":
+            return to_bfloat16(rows), magnitude
+        with np.errstate(over="ignore", invalid="ignore"):  # only in rows that are not valid
+            return rows.astype(f.DTYPES[self._spec.dtype], copy=False), magnitude
 
 
-def _encode_thumbnails(
-    chunk: int, n_rows: int, thumbnails: Sequence[bytes | None] | None
-) -> tuple[dict[str, list[bytes | memoryview]], dict[str, Any]]:
-    """The files of a chunk's thumbnails by path, and their commit record."""
-    blobs = [blob or b"" for blob in (thumbnails if thumbnails is not None else [None] * n_rows)]
-    if len(blobs) != n_rows:
-        raise ValueError(f"chunk {chunk} needs {n_rows} thumbnails, not {len(blobs)}")
-    folder = f"{f.THUMBS}/{chunk}"
-    arrays: dict[str, NDArray[Any]] = {
-        "blob": np.frombuffer(b"".join(blobs) or b"\0", np.uint8),
-        "offset": np.concatenate(([0], np.cumsum([len(blob) for blob in blobs]))).astype(np.uint64),
+def write_static_array(
+    objects: Objects,
+    spec: StoreSpec,
+    name: str,
+    keys: Sequence[bytes],
+    labels: NDArray[np.signedinteger[Any]],
+    metadata_crc32c: str,
+    only: set[int] | None = None,
+) -> None:
+    """Write and record an array that is known when the store is made, in memory that does not grow with its rows.
+
+    Parameters
+    ----------
+    objects
+        Of the store.
+    spec
+        Of the store.
+    name
+        `rows/image`, `rows/label`, `rows/token`, `images/key_blob` or `images/key_offset`.
+    keys, labels
+        Of the images, in source order.
+    metadata_crc32c
+        Of the store's metadata record.
+    only
+        The chunks to write; all of them where None.
+    """
+    size, dtype, fill, _ = static_arrays(spec, sum(len(key) for key in keys))[name]
+    length = min(f.STATIC_CHUNK, size)
+    for chunk, values in enumerate(_static_values(spec, name, keys, labels)):
+        if only is not None and chunk not in only:
+            continue
+        padded = np.full(length, fill, dtype)
+        padded[: len(values)] = values
+        parts, committed = encode_chunk(padded, ChunkCodec("none"))
+        objects.write(f.chunk_file(name, chunk, 1), *parts)
+        identity = {"array": name, "chunk": chunk, "metadata_crc32c": metadata_crc32c}
+        objects.write(f.record_file(name, chunk), encode_record({**identity, **committed}))
+
+
+def _static_values(
+    spec: StoreSpec, name: str, keys: Sequence[bytes], labels: NDArray[np.signedinteger[Any]]
+) -> Iterator[NDArray[Any]]:
+    """The values of a static array, chunk after chunk."""
+    if name == f.KEY_BLOB:
+        blob = np.frombuffer(b"".join(keys), np.uint8)
+        yield from (blob[i : i + f.STATIC_CHUNK] for i in range(0, len(blob), f.STATIC_CHUNK))
+        return
+    if name == f.KEY_OFFSET:
+        edges = np.zeros(len(keys) + 1, np.uint64)
+        np.cumsum(np.fromiter(map(len, keys), np.uint64, len(keys)), out=edges[1:])
+        yield from (edges[i : i + f.STATIC_CHUNK] for i in range(0, len(edges), f.STATIC_CHUNK))
+        return
+    order = spec.order()
+    for start in range(0, spec.n_rows, f.STATIC_CHUNK):
+        rows = np.arange(start, min(start + f.STATIC_CHUNK, spec.n_rows))
+        if name == f.ROW_TOKEN:
+            yield order.tokens(rows) + f.first_token(next(iter(spec.sites)).token)
+        else:
+            images = order.images(rows)
+            yield images if name == f.ROW_IMAGE else labels[images]
+
+
+def _encode_thumbnails(window: int, thumbnails: Sequence[bytes | None]) -> tuple[Files, dict[str, Any]]:
+    """The files of a window's thumbnails by name, and what their commit record says of them."""
+    blobs = [blob or b"" for blob in thumbnails]
+    folder = f"{f.THUMBS}/{window}"
+    arrays: dict[str, tuple[NDArray[Any], str]] = {
+        "blob": (np.frombuffer(b"".join(blobs) or b"\0", np.uint8), "byte"),
+        "offset": (np.concatenate(([0], np.cumsum([len(blob) for blob in blobs]))).astype(np.uint64), "edge"),
     }
     documents = {f"{folder}/zarr.json": group_document({})} | {
-        f"{folder}/{name}/zarr.json": array_document(values.shape, values.shape, values.dtype, 0, "none", {})
-        for name, values in arrays.items()
+        f"{folder}/{name}/zarr.json": array_document(
+            values.shape, values.shape, values.dtype, 0, "none", {}, (dimension,)
+        )
+        for name, (values, dimension) in arrays.items()
     }
-    files: dict[str, list[bytes | memoryview]] = {name: [document] for name, document in documents.items()}
+    files: Files = {name: [document] for name, document in documents.items()}
     chunks = {}
-    for name, values in arrays.items():
+    for name, (values, _) in arrays.items():
         files[f.chunk_file(f"{folder}/{name}", 0, 1)], chunks[name] = encode_chunk(values, ChunkCodec("none"))
     return files, {"files": {name: to_hex(crc32c(text)) for name, text in documents.items()}, "chunks": chunks}
 
@@ -284,28 +413,24 @@ def encode_chunk(values: NDArray[Any], codec: ChunkCodec) -> tuple[list[bytes | 
     return [payload, checksum_bytes], {"bytes": len(payload) + len(checksum_bytes), "crc32c": to_hex(checksum)}
 
 
-def _clear(path: Path, overwrite: bool) -> None:
-    if not path.exists():
+def _clear(objects: Objects, overwrite: bool) -> None:
+    if objects.local is not None and objects.local.exists() and not objects.local.is_dir():
+        raise StoreError(f"{objects} exists and is not a folder: name another STORE.")
+    if not objects.names():
         return
-    if not path.is_dir():
-        raise StoreError(f"{path} exists and is not a folder: name another STORE.")
-    if not any(path.iterdir()):
-        return
-    if not (path / f.CREATING).exists():
-        _require_store(path)
+    if not objects.exists(f.CREATING):
+        _require_store(objects)
         if not overwrite:
-            raise StoreError(f"{path} exists. Name another STORE, or replace it with --overwrite.")
-        write_atomically(path / f.CREATING, b"")
-    lock = FolderLock(path)
-    (path / f.GROUP_JSON).unlink(missing_ok=True)
-    for child in path.iterdir():
-        if child.name != f.CREATING:
-            shutil.rmtree(child) if child.is_dir() else child.unlink()
+            raise StoreError(f"{objects} exists. Name another STORE, or replace it with --overwrite.")
+        objects.write(f.CREATING, b"")
+    lock = objects.lock()
+    objects.delete([f.GROUP_JSON])
+    objects.delete_all(keep=[f.CREATING])
     lock.close()
 
 
-def _require_store(path: Path) -> None:
-    """Check that what stands at `path` is an activation store, so that it may be replaced.
+def _require_store(objects: Objects) -> None:
+    """Check that what stands there is an activation store, so that it may be replaced.
 
     Raises
     ------
@@ -313,8 +438,8 @@ def _require_store(path: Path) -> None:
         When it is anything else.
     """
     try:
-        read_group_attributes(path)
+        read_group_attributes(objects)
     except StoreError:
         raise StoreError(
-            f"{path} is not empty and is not an activation store, so it is not replaced: name another STORE."
+            f"{objects} is not empty and is not an activation store, so it is not replaced: name another STORE."
         ) from None

@@ -10,7 +10,7 @@ import pytest
 from thresher.store.format import Site
 from thresher.store.layout import StoreSpec, keys_sha256
 from thresher.store.provenance import Provenance
-from thresher.store.shuffle import random_row_order
+from thresher.store.row_order import RowOrder
 from thresher.store.writer import create_store
 
 # As the command line sets it, and before any test imports torch: threads that spin while they wait make small tests
@@ -25,11 +25,15 @@ class MadeStore:
     path: Path
     spec: StoreSpec
     rows: dict[Site, np.ndarray]
-    """(n, d) float32 before rounding; what stands on invalid rows is noise that must never be read back."""
+    """(n_rows, width) float32 before rounding; what stands on invalid rows is noise that must never be read back."""
     labels: np.ndarray
+    """Of the images, in source order."""
     keys: list[bytes]
     row_image: np.ndarray
+    """Image of each row."""
     valid: np.ndarray
+    """Of the rows."""
+    order: RowOrder
 
 
 @pytest.fixture
@@ -41,24 +45,32 @@ def make_store(tmp_path: Path) -> Callable[..., MadeStore]:
         d: int = 8,
         *,
         name: str = "made.zarr",
+        place: object = None,
         sites: tuple[Site, ...] = (Site(1),),
+        widths: dict[Site, int] | None = None,
+        tokens: int = 1,
         dtype: str = "float16",
         codec: str = "none",
         rows_per_chunk: int = 64,
         invalid: tuple[int, ...] = (),
         order: str = "random",
         n_labels: int = 5,
+        sorted_labels: bool = False,
+        labels: np.ndarray | None = None,
+        label_names: list[str] | None = None,
         unlabelled: tuple[int, ...] = (),
         rows: np.ndarray | None = None,
         seed: int = 0,
         thumbnails: bool = True,
-        chunks: range | None = None,
+        windows: range | None = None,
+        key_prefix: str = "",
     ) -> MadeStore:
+        """`n` images; `invalid` are places in the row order (rows, where an image has one token)."""
         rng = np.random.default_rng(seed)
-        keys = [f"class {i % n_labels}/picture {i}.jpg".encode() for i in range(n)]
-        labels = (np.arange(n) % n_labels).astype(np.int32)
+        keys = [f"{key_prefix}class {i % n_labels}/picture {i}.jpg".encode() for i in range(n)]
+        if labels is None:
+            labels = (np.arange(n) * n_labels // n if sorted_labels else np.arange(n) % n_labels).astype(np.int32)
         labels[list(unlabelled)] = -1
-        row_image = random_row_order(n, seed) if order == "random" else np.arange(n, dtype=np.uint32)
         provenance = Provenance(
             model="tiny",
             pretrained="none",
@@ -71,6 +83,8 @@ def make_store(tmp_path: Path) -> Callable[..., MadeStore]:
             dtype=dtype,
             batch_size=16,
             image_source="made up",
+            source=[],
+            limit=None,
             n_images=n,
             keys_sha256=keys_sha256(keys, labels),
             row_order=order,
@@ -78,32 +92,43 @@ def make_store(tmp_path: Path) -> Callable[..., MadeStore]:
         )
         spec = StoreSpec(
             provenance=provenance,
-            sites=sites,
-            d_in=d,
-            n_rows=n,
+            sites=widths or dict.fromkeys(sites, d),
+            n_images=n,
+            tokens_per_image=tokens,
             rows_per_chunk=rows_per_chunk,
             dtype=dtype,
             codec=codec,
             thumbnail_px=128 if thumbnails else None,
-            label_names=[f"class {i}" for i in range(n_labels)],
+            label_names=label_names or [f"class {i}" for i in range(n_labels)],
         )
+        row_order = spec.order()
         values = {
-            site: rng.standard_normal((n, d)).astype(np.float32) if rows is None else rows.astype(np.float32)
-            for site in sites
+            site: rng.standard_normal((n * tokens, width)).astype(np.float32) if rows is None else rows.astype("f4")
+            for site, width in spec.sites.items()
         }
         valid = np.ones(n, bool)
-        valid[list(invalid)] = False
+        valid[list(invalid)] = False  # by place
         path = tmp_path / name
-        with create_store(path, spec, keys=keys, row_image=row_image, row_label=labels[row_image]) as writer:
-            for chunk in chunks if chunks is not None else range(writer.n_chunks):
-                start, stop = writer.chunk_rows(chunk)
-                writer.write_chunk(
-                    chunk,
-                    {site: values[site][start:stop] for site in sites},
-                    valid[start:stop],
-                    [(row, "cannot be read") for row in invalid if start <= row < stop],
-                    [b"thumbnail %d" % row if valid[row] else None for row in range(start, stop)],
-                )
-        return MadeStore(path, spec, values, labels, keys, row_image, valid)
+        with create_store(place if place is not None else path, spec, keys=keys, labels=labels) as writer:
+            for number in windows if windows is not None else range(writer.n_windows):
+                window = writer.window(number)
+                start, stop = writer.window_images(number)
+                step = 23  # batches that do not divide a window
+                for first in range(start, stop, step):
+                    last = min(first + step, stop)
+                    of_places = row_order.rows_at(np.arange(first, last))  # (n, T)
+                    images = row_order.images_at(np.arange(first, last))
+                    here = valid[first:last]
+                    window.put(
+                        first,
+                        {site: values[site][of_places] for site in spec.sites},
+                        here,
+                        [(image, "cannot be read") for image in images[~here].tolist()],
+                        [b"thumbnail %d" % image if ok else None for image, ok in zip(images, here, strict=True)],
+                    )
+                window.commit()
+        row_image = row_order.images(np.arange(row_order.n_rows))
+        row_valid = valid[row_order.places(row_image)]
+        return MadeStore(path, spec, values, labels, keys, row_image, row_valid, row_order)
 
     return make

@@ -1,19 +1,20 @@
-"""Shuffled batches of stored rows on the training device, read ahead by a thread.
+"""Shuffled batches of stored rows on the training device, read ahead by threads.
 
 A batch is a function of (store, seed, batch size, step): the loader's state is the step.
 """
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from ..store.batches import BatchReader
+from ..store.loading import MEMORY_BYTES
 from ..store.reader import ActivationArray
-from ..store.shuffle import EpochOrder
 
 
 class BatchLoader:
@@ -27,75 +28,76 @@ class BatchLoader:
         Of the order.
     device
         Where the batches go, as float32.
-    prefetch
-        Batches read ahead.
+    memory_bytes
+        For the buffer that a store needs which is not in random order.
+    rank, n_ranks
+        This process's share of each batch.
     """
 
     def __init__(
-        self, activations: ActivationArray, *, batch_size: int, seed: int, device: torch.device, prefetch: int = 4
+        self,
+        activations: ActivationArray,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        memory_bytes: int = MEMORY_BYTES,
+        rank: int = 0,
+        n_ranks: int = 1,
     ) -> None:
-        self._activations, self._device, self._prefetch = activations, device, prefetch
-        start, stop = activations.store.split("train")
-        assert start == 0  # the order counts from the first position
-        self.n_rows = stop
-        self._order = EpochOrder(stop, batch_size, seed)
+        self._activations, self._device = activations, device
+        self._reader = BatchReader(
+            [activations],
+            batch_size=batch_size,
+            seed=seed,
+            rank=rank,
+            n_ranks=n_ranks,
+            memory_bytes=memory_bytes,
+            allocate=_allocate_pinned if device.type == "cuda" else None,
+        )
+        self.n_rows = self._reader.n_rows
+        self.plan = self._reader.plan
 
-    def positions(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def positions(self, step: int) -> NDArray[np.int64]:
         """Positions of the rows of batch `step`, in their order."""
-        starts, lengths = self._order.runs(step)
-        return np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
+        return self._reader.read(step).positions()
 
     def read(self, step: int) -> Tensor:
         """Batch `step`, `(batch_size, d_in)` float32 on the device."""
-        return self._to_device(self._read_host(step))
+        return self._host(self._reader.read(step).values[0]).to(self._device).float()
 
     def sample(self, n: int) -> Tensor:
         """The first `n` rows of the stream, each once, or all where fewer: `(n, d_in)` float32, on the CPU."""
-        n, batch = min(n, self.n_rows), self._order.batch_size
-        steps = range(-(-n // batch))
-        return torch.cat([self._read_host(step).float() for step in steps])[:n]
+        n, batch = min(n, self.n_rows), self._reader.batch_size
+        steps = self._reader.batches(0, -(-n // batch))
+        return torch.cat([self._host(batch.values[0]).float() for batch in steps])[:n]
 
     def batches(self, first: int, stop: int) -> Generator[Tensor, None, None]:
         """Batches `first` to `stop`, read ahead. Close the iterator to end the reading."""
-        ready: queue.Queue[Tensor | Exception] = queue.Queue(maxsize=self._prefetch)
-        ended = threading.Event()
-
-        def read_ahead() -> None:
-            for step in range(first, stop):
-                try:
-                    item: Tensor | Exception = self._read_host(step)
-                except Exception as error:  # raised again where the batch is wanted
-                    item = error
-                while not ended.is_set():
-                    try:
-                        ready.put(item, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if ended.is_set() or isinstance(item, Exception):
-                    return
-
-        thread = threading.Thread(target=read_ahead, name="thresher-loader", daemon=True)
-        thread.start()
+        batches = self._reader.batches(first, stop)
+        copies: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         try:
-            for _ in range(first, stop):
-                item = ready.get()
-                if isinstance(item, Exception):
-                    raise item
-                yield self._to_device(item)
+            for batch in batches:
+                host = self._host(batch.values[0])
+                del batch  # its memory is free for the next one as soon as it is copied
+                if self._device.type != "cuda":
+                    yield host.to(self._device, torch.float32, copy=True)
+                    continue
+                on_device = host.to(self._device, non_blocking=True)
+                copied = torch.cuda.Event()
+                copied.record()
+                copies.append((copied, host))  # held until the copy, which runs beside the kernels, is done
+                while copies and (len(copies) > 2 or copies[0][0].query()):
+                    copies.popleft()[0].synchronize()
+                yield on_device.float()
         finally:
-            ended.set()
-            thread.join()
+            batches.close()
 
-    def _read_host(self, step: int) -> Tensor:
-        starts, lengths = self._order.runs(step)
-        shape, dtype = (self._order.batch_size, self._activations.d_in), self._activations.stored_dtype
-        n_bytes = shape[0] * shape[1] * dtype.itemsize
-        # Pinned, so that the copy to the GPU runs beside the kernels; torch keeps such a buffer until it is copied.
-        buffer = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        out = buffer.numpy().view(dtype).reshape(shape)
-        self._activations.read_runs(starts, lengths, out)
-        return self._activations.tensor(out)
+    def _host(self, values: NDArray[Any]) -> Tensor:
+        return self._activations.tensor(values)
 
-    def _to_device(self, host: Tensor) -> Tensor:
-        return host.to(self._device, non_blocking=self._device.type == "cuda").float()
+
+def _allocate_pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Page-locked memory, from which a GPU copies by itself; torch keeps it for the next batch."""
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)

@@ -122,7 +122,7 @@ class _Training:
             batch_size=options.batch_size,
             seed=options.seed,
             device=device,
-            prefetch=options.prefetch,
+            memory_bytes=round(options.loader_memory * 1e9),
         )
         self._objective = Objective(
             l1=options.l1,

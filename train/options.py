@@ -68,16 +68,19 @@ class TrainOptions:
     log_every: int = option("Steps between logged training metrics.", default=20)
     eval_every: int = option("Steps between evaluations on held-out rows; 0 for the end only.", default=500)
     eval_rows: int = option("Most held-out rows to evaluate on; 0 for all.", default=16_384)
-    prefetch: int = option("Batches read ahead.", default=4)
+    loader_memory: float = option(
+        "Memory, in GB, to mix the rows of a store that is not in random order, or is compressed or in a bucket.",
+        default=1.0,
+    )
     overwrite: bool = option("Replace an existing run.", default=False)
 
     def __post_init__(self) -> None:
         self._check_choices()
-        for name in ("rows", "batch_size", "k", "log_every", "prefetch", "dead_after_rows"):
+        for name in ("rows", "batch_size", "k", "log_every", "dead_after_rows"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("warmup", "checkpoint_every", "eval_every", "eval_rows", "seed", "l1", "aux"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be 0 or more")
-        for name in ("expansion", "lr"):
+        for name in ("expansion", "lr", "loader_memory"):
             _require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "must be above 0")
         _require(0 <= self.decay <= 1, "decay", self.decay, "is a share of the run, from 0 to 1")
         _require(self.aux_k is None or self.aux_k >= 1, "aux_k", self.aux_k, "must be at least 1")

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thresher.store.shuffle import EpochOrder, Permutation, random_row_order
+from thresher.store.epochs import ChunkRuns, EpochOrder, UniformRuns
+from thresher.store.positions import Positions
+from thresher.store.row_order import RowOrder, n_held_out
+from thresher.store.shuffle import Permutation
 
 
 @given(st.integers(1, 5000), st.integers(0, 2**40))
@@ -14,7 +17,7 @@ def test_a_permutation_takes_every_index_to_another_place_once(n, key):
 @given(st.integers(1, 700), st.integers(1, 300), st.integers(0, 100), st.none() | st.integers(1, 90))
 @settings(max_examples=60, deadline=None)
 def test_each_pass_of_the_batches_holds_each_row_once(n, batch, seed, run_length):
-    order = EpochOrder(n, batch, seed, run_length)
+    order = EpochOrder.uniform(n, batch, seed, run_length)
     stream = []
     for step in range(-(-3 * n // batch)):
         starts, lengths = order.runs(step)
@@ -31,8 +34,8 @@ def test_each_pass_of_the_batches_holds_each_row_once(n, batch, seed, run_length
 @given(st.integers(2, 400), st.integers(1, 64), st.integers(0, 50))
 @settings(max_examples=30, deadline=None)
 def test_a_batch_depends_on_its_number_alone(n, batch, step):
-    fresh = EpochOrder(n, batch, 7).runs(step)
-    used = EpochOrder(n, batch, 7)
+    fresh = EpochOrder.uniform(n, batch, 7).runs(step)
+    used = EpochOrder.uniform(n, batch, 7)
     for s in (0, step + 3, 1):
         used.runs(s)
     for a, b in zip(used.runs(step), fresh, strict=True):
@@ -57,43 +60,116 @@ def test_two_neighbours_are_parted_like_any_two_rows():
 
 
 def test_orders_of_different_seeds_and_passes_differ():
-    assert (random_row_order(1000, 0) != random_row_order(1000, 1)).mean() > 0.9
-    order = EpochOrder(4096, 1024, 0)
-    assert set(order.runs(0)[0].tolist()) != set(order.runs(4)[0].tolist())
+    places = np.arange(1000)
+    assert (RowOrder(1000, seed=0).images_at(places) != RowOrder(1000, seed=1).images_at(places)).mean() > 0.9
 
 
-@pytest.mark.parametrize("batch", [256, 1024, 4096])
-def test_at_most_a_twentieth_of_batch_mates_meet_again_in_the_next_pass(batch):
-    n = 64 * batch
-    order = EpochOrder(n, batch, 0)
-    batch_of = np.empty((2, n), np.int64)
+@given(st.integers(1, 3000), st.integers(0, 2**40))
+@settings(max_examples=40, deadline=None)
+def test_the_inverse_of_a_permutation_undoes_it(n, key):
+    order = Permutation(n, key)
+    np.testing.assert_array_equal(order.inverse(order(np.arange(n))), np.arange(n))
+
+
+@given(
+    st.integers(1, 400), st.integers(1, 9), st.integers(1, 60), st.sampled_from(["random", "source"]), st.integers(0, 9)
+)
+@settings(max_examples=60, deadline=None)
+def test_a_row_order_holds_each_token_of_each_image_once_and_within_its_window(images, tokens, window, order, seed):
+    rows = RowOrder(images, tokens, window, order, seed)
+    every = np.arange(images * tokens)
+    pairs = rows.images(every) * tokens + rows.tokens(every)
+    np.testing.assert_array_equal(np.sort(pairs), every)
+    back = rows.rows(np.arange(images))
+    np.testing.assert_array_equal(rows.images(back.ravel()), np.repeat(np.arange(images), tokens))
+    np.testing.assert_array_equal(rows.tokens(back.ravel()), np.tile(np.arange(tokens), images))
+    for number in range(rows.n_windows):
+        first, last = rows.window_images(number)
+        of_window = np.sort(rows.rows_at(np.arange(first, last)).ravel())
+        np.testing.assert_array_equal(of_window, np.arange(*rows.window_rows(number)))
+
+
+@given(
+    st.integers(1, 450),
+    st.integers(1, 5),
+    st.integers(1, 64),
+    st.sampled_from(["random", "source"]),
+    st.integers(0, 3),
+    st.data(),
+)
+@settings(max_examples=80, deadline=None)
+def test_positions_are_the_readable_rows_once_each_and_no_image_is_both_trained_on_and_held_out(
+    images, tokens, window, order, seed, data
+):
+    invalid = data.draw(st.lists(st.integers(0, images - 1), max_size=images, unique=True))
+    rows = RowOrder(images, tokens, window, order, seed)
+    positions = Positions(rows, np.array(invalid, np.int64))
+    every = np.arange(positions.n_valid)
+    of_position = positions.rows(every)
+    readable = np.flatnonzero(~np.isin(rows.images(np.arange(rows.n_rows)), invalid))
+    np.testing.assert_array_equal(np.sort(of_position), readable)
+    np.testing.assert_array_equal(positions.of_rows(of_position), every)
+    unreadable = np.setdiff1d(np.arange(rows.n_rows), readable)
+    assert (positions.of_rows(unreadable) == -1).all()
+    train, held_out = np.split(of_position, [positions.n_train])
+    assert (np.diff(train) > 0).all()
+    assert (np.diff(held_out) > 0).all()
+    assert not np.intersect1d(rows.images(train), rows.images(held_out)).size
+    edges = np.arange(rows.n_rows + 1)
+    np.testing.assert_array_equal(positions.n_train_before(edges), np.searchsorted(train, edges))
+    n_readable = images - len(invalid)
+    if order == "source" or tokens == 1:
+        assert len(held_out) == n_held_out(n_readable) * tokens
+
+
+def test_the_held_out_images_of_a_sorted_source_are_spread_over_it():
+    positions = Positions(RowOrder(10_000, 1, 64, "source"), np.array([], np.int64))
+    held_out = positions.rows(np.arange(positions.n_train, positions.n_valid))
+    np.testing.assert_array_equal(held_out // 100, np.arange(100))
+    assert len(np.unique(held_out % 100)) > 50
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=6).filter(any), st.integers(1, 90), st.integers(0, 20))
+@settings(max_examples=60, deadline=None)
+def test_every_batch_draws_from_every_part_in_proportion(sizes, batch, seed):
+    firsts = np.cumsum([0, *sizes[:-1]])
+    parts = [
+        ChunkRuns(np.array([0, n // 3, n // 3, n]), seed, i) if i % 2 and n else UniformRuns(max(n, 1), 7, seed, i)
+        for i, n in enumerate(sizes)
+    ]
+    for part, n in zip(parts, sizes, strict=True):
+        part.n = n
+    order = EpochOrder(parts, firsts.tolist(), batch, "keep")
+    total = sum(sizes)
+    seen = []
+    for step in range(order.steps_per_pass):
+        starts, lengths = order.runs(step)
+        drawn = np.concatenate([np.arange(s, s + k) for s, k in zip(starts, lengths, strict=True)])
+        counts = np.histogram(drawn, [*firsts, total])[0]
+        assert np.abs(counts - len(drawn) * np.array(sizes) / total).max() <= sum(1 / k for k in range(1, 7))
+        seen.append(drawn)
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(total))
+
+
+@pytest.mark.parametrize("last", ["wrap", "keep", "drop"])
+def test_the_last_batch_is_filled_kept_or_dropped(last):
+    order = EpochOrder.uniform(100, 30, 0, last=last)
+    sizes = [int(order.runs(step)[1].sum()) for step in range(8)]
+    assert sizes == {"wrap": [30] * 8, "keep": [30, 30, 30, 10] * 2, "drop": [30] * 8}[last]
+    assert order.steps_per_pass == {"wrap": None, "keep": 4, "drop": 3}[last]
+
+
+def test_at_most_a_twentieth_of_batch_mates_meet_again_in_the_next_pass():
+    n, batch = 400_000, 4096
+    order = EpochOrder.uniform(n, batch, 0, last="drop")
+    batch_of = np.full((2, n), -1)
     for number in range(2):
-        for step in range(n // batch):
-            for s, k in zip(*order.runs(number * (n // batch) + step), strict=True):
-                batch_of[number, s : s + k] = step
-    again = []
-    for step in range(n // batch):
-        mates = batch_of[1, batch_of[0] == step]
-        _, together = np.unique(mates, return_counts=True)
-        again.append((together * (together - 1)).sum() / (batch * (batch - 1)))
-    assert np.mean(again) < 0.05
-
-
-def test_batches_of_a_shuffled_store_mix_labels_as_a_full_permutation_would():
-    # 100 classes of 600 images, class-sorted source; batches of 1024 against the hypergeometric ideal.
-    n, batch, n_classes = 60_000, 1024, 100
-    labels_of_source = np.repeat(np.arange(n_classes), n // n_classes)
-
-    def mixing(labels):
-        order = EpochOrder(n, batch, 0)
-        p = 1 / n_classes
-        variance = batch * p * (1 - p) * (n - batch) / (n - 1)
-        chi2 = []
-        for step in range(100):
-            rows = np.concatenate([np.arange(s, s + k) for s, k in zip(*order.runs(step), strict=True)])
-            counts = np.bincount(labels[rows], minlength=n_classes)
-            chi2.append(((counts - batch * p) ** 2 / variance).mean() * n_classes / (n_classes - 1) * (1 - p))
-        return np.mean(chi2)
-
-    assert mixing(labels_of_source[random_row_order(n, 0)]) < 1.1
-    assert mixing(labels_of_source) > 5  # the control: a source-ordered store read in the same runs
+        for step in range(order.steps_per_pass):
+            starts, lengths = order.runs(number * order.steps_per_pass + step)
+            for start, length in zip(starts, lengths, strict=True):
+                batch_of[number, start : start + length] = step
+    both = batch_of[:, (batch_of >= 0).all(axis=0)]
+    pair_counts = np.unique(both[0].astype(np.int64) * order.steps_per_pass + both[1], return_counts=True)[1]
+    met_again = (pair_counts * (pair_counts - 1)).sum()
+    sizes = np.bincount(both[0])
+    assert met_again / (sizes * (sizes - 1)).sum() < 0.05

@@ -22,7 +22,8 @@ from thresher.store.writer import create_store, resume_store, to_bfloat16
 @pytest.mark.parametrize("codec", f.CODECS)
 @pytest.mark.parametrize("dtype", f.DTYPES)
 def test_what_is_written_is_read_back_by_us_and_by_plain_zarr(make_store, dtype, codec):
-    made = make_store(200, 8, dtype=dtype, codec=codec, invalid=(0, 70, 199), sites=(Site(1), Site(2)))
+    widths = {Site(1): 8, Site(2, "mlp_act"): 32}
+    made = make_store(200, 8, dtype=dtype, codec=codec, invalid=(0, 70, 199), widths=widths)
     store = open_store(made.path)
     for site in made.spec.sites:
         array = store.activations(site)
@@ -51,10 +52,10 @@ def test_labels_images_keys_and_thumbnails_belong_to_the_row(make_store):
     np.testing.assert_array_equal(store.images(0, 150), made.row_image)
     np.testing.assert_array_equal(store.labels(0, 150), made.labels[made.row_image])
     assert store.keys([0, 77]) == [made.keys[made.row_image[r]].decode() for r in (0, 77)]
-    assert store.thumbnail(77) == b"thumbnail 77"
+    assert store.thumbnail(77) == b"thumbnail %d" % made.row_image[77]
     assert store.thumbnail(3) is None
-    assert [(u.row, u.key, u.reason) for u in store.unreadable] == [
-        (3, made.keys[made.row_image[3]].decode(), "cannot be read")
+    assert [(u.image, u.key, u.reason) for u in store.unreadable] == [
+        (made.row_image[3], made.keys[made.row_image[3]].decode(), "cannot be read")
     ]
 
 
@@ -82,28 +83,31 @@ def test_the_held_out_rows_are_the_last_hundredth_and_at_least_one(make_store, n
     assert store.split("heldout") == (n - held_out, n)
     assert store.split("train") == (0, n - held_out)
     assert store.split("all") == (0, n)
+    np.testing.assert_array_equal(store.rows_of(np.arange(n)), np.arange(n))
 
 
 def test_a_store_without_all_of_its_chunks_is_unfinished_and_says_how_far_it_got(make_store):
-    made = make_store(200, chunks=range(2))
+    made = make_store(200, windows=range(2))
     with pytest.raises(UnfinishedStoreError, match=r"holds 128 of 200 rows.*same `thresher harvest` again"):
         open_store(made.path)
 
 
 def test_a_resumed_store_has_the_bytes_of_an_unbroken_one(make_store):
     whole = make_store(200, name="whole.zarr", invalid=(9,))
-    part = make_store(200, name="part.zarr", invalid=(9,), chunks=range(0, 4, 3))
+    part = make_store(200, name="part.zarr", invalid=(9,), windows=range(0, 4, 3))
     with resume_store(part.path, part.spec) as writer:
         assert writer.pending == [1, 2]
-        for chunk in list(writer.pending):
-            start, stop = writer.chunk_rows(chunk)
-            writer.write_chunk(
-                chunk,
+        for number in list(writer.pending):
+            start, stop = writer.window_rows(number)
+            window = writer.window(number)
+            window.put(
+                start,
                 {site: rows[start:stop] for site, rows in part.rows.items()},
                 part.valid[start:stop],
                 [],
-                [b"thumbnail %d" % row for row in range(start, stop)],
+                [b"thumbnail %d" % image for image in part.row_image[start:stop]],
             )
+            window.commit()
     names = sorted(p.relative_to(whole.path) for p in whole.path.rglob("*") if p.is_file())
     assert names == sorted(p.relative_to(part.path) for p in part.path.rglob("*") if p.is_file())
     for name in names:
@@ -138,7 +142,7 @@ def test_a_second_writer_is_refused_while_the_first_writes(make_store):
 
 def test_nothing_is_overwritten_unless_told_and_only_stores_ever(make_store, tmp_path):
     made = make_store(20)
-    arguments = {"keys": made.keys, "row_image": made.row_image, "row_label": made.labels}
+    arguments = {"keys": made.keys, "labels": made.labels}
     with pytest.raises(StoreError, match="--overwrite"):
         create_store(made.path, made.spec, **arguments)
     writer = create_store(made.path, made.spec, **arguments, overwrite=True)
@@ -158,7 +162,7 @@ def test_a_creation_that_was_killed_is_begun_anew(make_store):
     (made.path / f.CREATING).touch()
     with pytest.raises(UnfinishedStoreError, match="harvest"):
         open_store(made.path)
-    writer = create_store(made.path, made.spec, keys=made.keys, row_image=made.row_image, row_label=made.labels)
+    writer = create_store(made.path, made.spec, keys=made.keys, labels=made.labels)
     writer.close()
     assert not (made.path / f.CREATING).exists()
 
@@ -321,9 +325,10 @@ def _general(name: str) -> str:
 def test_key_bytes_that_are_not_utf8_come_back_as_the_file_system_had_them(make_store, tmp_path):
     made = make_store(3)
     keys = [b"a b\n.jpg", b"caf\xe9.jpg", "café.jpg".encode()]
-    create_store(
-        tmp_path / "k.zarr", made.spec, keys=keys, row_image=np.arange(3, dtype=np.uint32), row_label=made.labels
-    ).close()
+    create_store(tmp_path / "k.zarr", made.spec, keys=keys, labels=made.labels).close()
     with resume_store(tmp_path / "k.zarr", made.spec) as writer:
-        writer.write_chunk(0, {Site(1): made.rows[Site(1)]}, made.valid)
-    assert [os.fsencode(key) for key in open_store(tmp_path / "k.zarr").keys(range(3))] == keys
+        window = writer.window(0)
+        window.put(0, {Site(1): made.rows[Site(1)]}, made.valid)
+        window.commit()
+    store = open_store(tmp_path / "k.zarr")
+    assert [os.fsencode(key) for key in store.keys(range(3))] == [keys[image] for image in store.images(0, 3)]

@@ -1,0 +1,117 @@
+"""How the rows of a store are best read for training, and how well its batches mix."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .epochs import default_run_length
+
+if TYPE_CHECKING:
+    from .reader import ActivationArray, ActivationStore
+
+MIXING = 1.1
+"""Mean chi2/df of a batch's labels, against sampling without replacement, that a plan keeps to where it can."""
+
+MEMORY_BYTES = 1 << 30
+"""Default bound of the memory for reading."""
+
+_LONGEST_RUN = 4096  # rows: 8 MB at d = 1024 in float16; longer reads are no faster
+_FEW_ROWS = 16  # a run below: 32 KB at d = 1024, which a disk reads at a fraction of its rate
+
+
+@dataclass(frozen=True)
+class LoadingPlan:
+    """How batches are read."""
+
+    mode: str
+    """`runs`: straight into the batch, some rows from each of many places. `buffer`: longer runs into a buffer, whose
+    rows are drawn in random order."""
+    run_length: int
+    """Rows that are read as one piece."""
+    is_chunked: bool
+    """Whether a run is a whole chunk: where that is compressed or far away."""
+    buffer_rows: int
+    """Rows that are mixed at a time; 0 without a buffer."""
+    mixing: float
+    """Expected chi2/df of the labels of a batch, had the source been sorted by class; 1 is sampling without
+    replacement."""
+    memory_bytes: int
+    """At most, beside a few batches."""
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
+
+
+def plan_loading(
+    arrays: "Sequence[ActivationArray]", batch_size: int, memory_bytes: int = MEMORY_BYTES, mixing: float = MIXING
+) -> LoadingPlan:
+    """The plan for arrays of one store.
+
+    Parameters
+    ----------
+    arrays
+        To be read side by side.
+    batch_size
+        Rows a batch.
+    memory_bytes
+        For the buffer, where one is needed.
+    mixing
+        To keep to, where it can be: see `LoadingPlan.mixing`.
+    """
+    store = arrays[0].store
+    in_place = all(array.reads_in_place for array in arrays)
+    same_image = _share_of_same_image(store)
+    if in_place and store.row_order == "random":
+        run = min(default_run_length(batch_size), store.n_train)
+        return LoadingPlan("runs", run, False, 0, 1 + (run - 1) * same_image, 0)
+    row_bytes = sum(array.row_bytes for array in arrays)
+    # Two buffers: while one is drained the next is filled.
+    n_rows = min(store.n_train, max(batch_size, memory_bytes // (2 * row_bytes)))
+    memory = n_rows * row_bytes * (1 if n_rows == store.n_train else 2)
+    if not in_place:
+        run = min(store.rows_per_chunk, store.n_train)
+    elif n_rows == store.n_train:
+        run = min(_LONGEST_RUN, n_rows)
+    else:
+        spread = batch_size * same_image * (1 - n_rows / store.n_train)
+        run = max(1, min(_LONGEST_RUN, int(1 + (mixing - 1) * (n_rows - 1) / spread)))
+    expected = _mixing(batch_size, run, n_rows, store.n_train, same_image)
+    notes = []
+    if expected > mixing:
+        needed = _memory_for(mixing, batch_size, run, store.n_train, same_image, row_bytes)
+        notes.append(
+            f"its rows are in the order of their source, and batches of {batch_size:,} rows mix them only to chi2/df "
+            f"{expected:.1f} of their labels (1 is ideal) should that be sorted by class; {mixing:g} takes "
+            f"{needed / 1e9:.1f} GB of memory (--loader-memory), or a harvest with --order random takes none."
+        )
+    elif run < min(_FEW_ROWS, default_run_length(batch_size)):
+        notes.append(
+            f"its rows are in the order of their source: to mix them they are read {run} at a time, which is slow. "
+            "More memory (--loader-memory) makes the reads longer; a harvest with --order random needs none."
+        )
+    return LoadingPlan("buffer", run, not in_place, n_rows, expected, memory, tuple(notes))
+
+
+def _share_of_same_image(store: "ActivationStore") -> float:
+    """How much more often two rows of one run are of one label than any two rows: 0 never, 1 always.
+
+    In random order two rows of a run share a label by more than chance where they are tokens of one image; in the
+    order of a source sorted by class, always.
+    """
+    if store.row_order == "source":
+        return 1.0
+    t = store.tokens_per_image
+    images = min(min(part.rows_per_chunk, part.n_images) for part in store.parts)
+    return (t - 1) / (images * t - 1) if t > 1 else 0.0
+
+
+def _mixing(batch: int, run: int, buffer: int, n: int, same_image: float) -> float:
+    """Expected chi2/df: two rows of a batch are of one run (run - 1) / (buffer - 1) of the time."""
+    if buffer <= 1 or n <= buffer:
+        return 1.0
+    return 1 + (batch - 1) * (run - 1) / (buffer - 1) * (1 - buffer / n) * same_image
+
+
+def _memory_for(mixing: float, batch: int, run: int, n: int, same_image: float, row_bytes: int) -> float:
+    """Bytes of two buffers that mix so well."""
+    rows = batch * (run - 1) * same_image / (mixing - 1)  # of an endless store
+    return 2 * row_bytes * rows * n / (n + rows)

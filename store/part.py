@@ -1,0 +1,186 @@
+"""One part of a store: what one harvest wrote, finished and undamaged as far as its metadata shows."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import format as f
+from .attributes import read_group_attributes
+from .chunks import ChunkReader
+from .codec import unseal
+from .errors import DamagedStoreError, StoreError, UnfinishedStoreError
+from .objects import Objects
+from .positions import Positions
+from .provenance import Provenance
+from .records import VERIFY, crc32c, decode_record, read_record, to_hex
+from .row_order import RowOrder
+
+
+class StorePart:
+    """The rows of one harvest, by their numbers in it.
+
+    Parameters
+    ----------
+    objects
+        Of the part.
+
+    Raises
+    ------
+    StoreError
+        When there is no store.
+    UnfinishedStoreError
+        When its harvest has not committed every chunk.
+    DamagedStoreError
+        When its metadata is not what was committed.
+    """
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self.attributes = attributes = read_group_attributes(objects)
+        self.n_rows: int = attributes["n_rows"]
+        self.n_images: int = attributes["n_images"]
+        self.tokens_per_image: int = attributes["tokens_per_image"]
+        self.rows_per_chunk: int = attributes["rows_per_chunk"]
+        self.row_order: str = attributes["row_order"]
+        self.thumbnail_px: int | None = attributes["thumbnail_px"]
+        self.sites = tuple(f.Site.parse(name) for name in attributes["arrays"])
+        self.n_chunks = f.n_chunks(self.n_rows, self.rows_per_chunk)
+        self.metadata_crc32c = check_metadata(objects)
+        self.provenance = Provenance.from_json(attributes["provenance"])
+        self.order = RowOrder(
+            self.n_images, self.tokens_per_image, self.rows_per_chunk, self.row_order, attributes["seed"]
+        )
+        self._require_committed()
+        self._readers: dict[str, ChunkReader] = {}
+        self.unreadable: list[tuple[int, str]] = self._read_unreadable()
+        """(image, reason) of each image that could not be read, in the order of the source."""
+        self.positions = Positions(self.order, np.array([image for image, _ in self.unreadable], np.int64))
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this part from every other: a digest of its metadata, provenance and images included."""
+        return self.metadata_crc32c + self.provenance.keys_sha256[:24]
+
+    def array(self, name: str) -> ChunkReader:
+        """The reader of an array."""
+        if name not in self._readers:
+            self._readers[name] = ChunkReader(self.objects, name, self.metadata_crc32c)
+        return self._readers[name]
+
+    def tokens(self, start: int, stop: int) -> NDArray[np.uint16]:
+        """Place in the tower's sequence of the token of each row `[start, stop)`; 0 is the class token."""
+        if self.tokens_per_image > 1:
+            return self.array(f.ROW_TOKEN).read(start, stop)
+        return np.zeros(stop - start, np.uint16)
+
+    def keys(self, images: Iterable[int]) -> list[str]:
+        """The stable id of each image; bytes that are not UTF-8 come as surrogates (`os.fsdecode`)."""
+        offset, blob = self.array(f.KEY_OFFSET), self.array(f.KEY_BLOB)
+        keys = []
+        for image in images:
+            start, stop = (int(edge) for edge in offset.read(image, image + 2))
+            keys.append(os.fsdecode(blob.read(start, stop).tobytes()))
+        return keys
+
+    def thumbnail(self, image: int) -> bytes | None:
+        """WebP bytes of an image, None where the part holds none.
+
+        Raises
+        ------
+        DamagedStoreError
+            When the bytes are not those that were committed.
+        """
+        if self.thumbnail_px is None:
+            return None
+        window, nth = divmod(int(self.order.places(np.array([image]))[0]), self.rows_per_chunk)
+        record = self.thumbnails_record(window)
+        folder = f"{f.THUMBS}/{window}"
+        blob, offset = (
+            self._thumbnail_bytes(f"{folder}/{name}", record["chunks"][name]) for name in ("blob", "offset")
+        )
+        start, stop = (int(edge) for edge in np.frombuffer(offset, np.uint64)[nth : nth + 2])
+        return bytes(blob[start:stop]) or None
+
+    def thumbnails_record(self, window: int) -> dict[str, Any]:
+        """The commit record of a window's thumbnails; `DamagedStoreError` where it belongs elsewhere."""
+        name = f.thumbs_record_file(window)
+        record = read_record(self.objects, name)
+        if (record.get("chunk"), record.get("metadata_crc32c")) != (window, self.metadata_crc32c):
+            raise DamagedStoreError(f"{self.objects}/{name} belongs to other thumbnails. {VERIFY}")
+        return record
+
+    def _thumbnail_bytes(self, array: str, committed: dict[str, Any]) -> memoryview:
+        name = f.chunk_file(array, 0, 1)
+        try:
+            return unseal(self.objects.read(name), int(committed["crc32c"], 16), f"{self.objects}/{name}")
+        except FileNotFoundError:
+            raise DamagedStoreError(f"{self.objects}/{name} is missing, though it was committed. {VERIFY}") from None
+
+    def _read_unreadable(self) -> list[tuple[int, str]]:
+        # A window's list stands in the record of its first chunk.
+        valid = self.array(f.ROW_VALID)
+        first = range(0, self.n_chunks, self.tokens_per_image)
+        return sorted(
+            (int(image), str(reason)) for chunk in first for image, reason in valid.record(chunk)["unreadable"]
+        )
+
+    def _require_committed(self) -> None:
+        missing: set[int] = set()  # windows
+        for array in [*(site.path for site in self.sites), f.ROW_VALID]:
+            names = self.objects.names(f"commits/{array}")
+            missing |= {c // self.tokens_per_image for c in range(self.n_chunks) if f"{c}.json" not in names}
+        if self.thumbnail_px is not None:
+            names = self.objects.names(f"commits/{f.THUMBS}")
+            missing |= {window for window in range(self.order.n_windows) if f"{window}.json" not in names}
+        if missing:
+            rows = (self.order.window_rows(window) for window in missing)
+            done = self.n_rows - sum(stop - start for start, stop in rows)
+            raise UnfinishedStoreError(
+                f"{self.objects} holds {done:,} of {self.n_rows:,} rows: the harvest did not finish. "
+                "Run the same `thresher harvest` again to resume it."
+            )
+
+
+def check_metadata(objects: Objects) -> str:
+    """Check every document that a store's metadata record names; gives the record's own checksum.
+
+    Raises
+    ------
+    DamagedStoreError
+        Naming the document that is missing or changed.
+    """
+    try:
+        data = objects.read(f.METADATA_RECORD)
+    except FileNotFoundError:
+        raise DamagedStoreError(f"{objects}/{f.METADATA_RECORD} is missing. {VERIFY}") from None
+    files = decode_record(data, f"{objects}/{f.METADATA_RECORD}")["files"]
+    for (name, checksum), document in zip(files.items(), objects.read_many(list(files)), strict=True):
+        if document is None:
+            raise DamagedStoreError(f"{objects}/{name} is missing. {VERIFY}")
+        found = to_hex(crc32c(document))
+        if found != checksum:
+            raise DamagedStoreError(
+                f"{objects}/{name} is damaged: it has checksum {found}, {checksum} was committed. {VERIFY}"
+            )
+    return to_hex(crc32c(data))
+
+
+def require_alike(first: StorePart, other: StorePart) -> None:
+    """Check that two parts can be one store.
+
+    Raises
+    ------
+    StoreError
+        Naming what differs.
+    """
+    what = f"{other.objects} cannot be joined with {first.objects}"
+    first.provenance.require_same_kind(other.provenance, what)
+    for name in ("arrays", "tokens_per_image"):
+        mine, theirs = first.attributes[name], other.attributes[name]
+        if mine != theirs:
+            raise StoreError(f"{what}: {name} is {mine!r} there and {theirs!r} here.")
+    if (first.attributes["label_names"] is None) != (other.attributes["label_names"] is None):
+        raise StoreError(f"{what}: label_names are in one of them only; harvest with --label-names.")

@@ -1,0 +1,139 @@
+"""Stores of several parts: finding them, adding to them, joining stores without rewriting a row."""
+
+import posixpath
+from os.path import relpath
+from pathlib import Path
+
+from . import format as f
+from .attributes import read_group_attributes
+from .errors import DamagedStoreError, StoreError, UnfinishedStoreError
+from .layout import group_document
+from .objects import Objects, is_url, open_objects
+from .part import StorePart, check_metadata, require_alike
+from .records import VERIFY, crc32c, encode_record, read_record, to_hex
+
+
+def open_parts(objects: Objects) -> list[StorePart]:
+    """The parts of a store, its own rows first.
+
+    Raises
+    ------
+    StoreError
+        When there is no store, a part is missing, not finished, damaged, or not the one that was joined.
+    """
+    if objects.exists(f.CREATING) and not objects.exists(f.GROUP_JSON):
+        raise UnfinishedStoreError(f"{objects} was not made whole: run the same `thresher harvest` again.")
+    holds_rows = bool(read_group_attributes(objects)["arrays"])
+    if not holds_rows:
+        check_metadata(objects)
+    parts = [StorePart(objects)] if holds_rows else []
+    for number, record in part_references(objects):
+        part = StorePart(_resolve(objects, record["url"]))
+        if part.fingerprint != record["fingerprint"]:
+            raise DamagedStoreError(
+                f"part {number} of {objects}, {part.objects}, is another store than was joined: its fingerprint is "
+                f"{part.fingerprint}, not {record['fingerprint']}."
+            )
+        parts.append(part)
+    if not parts:
+        raise UnfinishedStoreError(f"{objects} joins no store yet: run the same `thresher merge` again.")
+    return parts
+
+
+def next_part(objects: Objects) -> Objects:
+    """Where the harvest that adds to a finished store writes: the next part's place below it."""
+    return objects.child(f"{f.PARTS}/{len(part_references(objects)) + 1}")
+
+
+def add_part(objects: Objects, other: Objects) -> None:
+    """Make a finished store of one part a part of `objects`: one record, written atomically.
+
+    Raises
+    ------
+    StoreError
+        When its rows are of another kind, or its images are there already.
+    """
+    known, new = open_parts(objects), StorePart(other)
+    _require_new(known, new)
+    _record_part(objects, len(part_references(objects)) + 1, new)
+
+
+def merge_stores(places: list[str], out: str) -> int:
+    """Join finished stores into one that holds references to them, and no row; gives the number of parts.
+
+    Parameters
+    ----------
+    places
+        Paths or URLs of the stores, in the order of their rows.
+    out
+        Of the store to make. On a disk it may be moved together with those it joins: it finds them by relative path.
+
+    Raises
+    ------
+    StoreError
+        When something stands at `out`, a store cannot be used, or their rows are of different kinds.
+    """
+    target = open_objects(out)
+    if target.names():
+        raise StoreError(f"{target} is not empty: name another OUT.")
+    parts: list[StorePart] = []
+    for place in places:
+        for part in open_parts(open_objects(place)):
+            _require_new(parts, part)
+            parts.append(part)
+    document = group_document({"format": f.FORMAT_NAME, "version": f.FORMAT_VERSION, "arrays": []})
+    metadata = {"files": {f.GROUP_JSON: to_hex(crc32c(document))}, "group": document.decode()}
+    target.write(f.METADATA_RECORD, encode_record(metadata))
+    for number, part in enumerate(parts, start=1):
+        _record_part(target, number, part)
+    target.write(f.GROUP_JSON, document)
+    return len(parts)
+
+
+def _require_new(parts: list[StorePart], new: StorePart) -> None:
+    for part in parts:
+        require_alike(part, new)
+        if part.provenance.keys_sha256 == new.provenance.keys_sha256:
+            raise StoreError(f"{new.objects} holds the same images as {part.objects}: each image belongs in one part.")
+
+
+def _record_part(objects: Objects, number: int, part: StorePart) -> None:
+    record = {
+        "part": number,
+        "url": _reference(objects, part.objects),
+        "fingerprint": part.fingerprint,
+        "n_rows": part.n_rows,
+    }
+    objects.write(f.part_record_file(number), encode_record(record))
+
+
+def part_references(objects: Objects) -> list[tuple[int, dict[str, str]]]:
+    """Number and record of each part beyond the store's own rows."""
+    names = objects.names(f.PART_RECORDS)
+    numbers = sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal())
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise DamagedStoreError(f"{objects} lacks the record of a part: it has those of {numbers}. {VERIFY}")
+    records = []
+    for number in numbers:
+        record = read_record(objects, f.part_record_file(number))
+        if record.get("part") != number:
+            raise DamagedStoreError(f"{objects}/{f.part_record_file(number)} is that of part {record.get('part')}.")
+        records.append((number, record))
+    return records
+
+
+def _reference(objects: Objects, part: Objects) -> str:
+    if objects.local is not None and part.local is not None:
+        return Path(relpath(part.local.resolve(), objects.local.resolve())).as_posix()
+    below = f"{objects.url.rstrip('/')}/"
+    if part.url.startswith(below):
+        return part.url.removeprefix(below)
+    return part.url if part.local is None else str(part.local.resolve())
+
+
+def _resolve(objects: Objects, reference: str) -> Objects:
+    if is_url(reference) or posixpath.isabs(reference):
+        return open_objects(reference)
+    if objects.local is not None:
+        return open_objects(objects.local / reference)
+    return objects.child(reference)

@@ -1,0 +1,157 @@
+import gc
+
+import numpy as np
+import pytest
+from thresher.store.batches import BatchReader
+from thresher.store.buffers import BufferPool
+from thresher.store.errors import DamagedStoreError
+from thresher.store.format import Site, chunk_file
+from thresher.store.parts import merge_stores
+from thresher.store.reader import open_store
+
+N, D = 700, 8
+KINDS = {
+    "runs": {},
+    "runs with holes": {"invalid": (0, 5, 63, 64, 200, 699)},
+    "source": {"order": "source"},
+    "source with holes": {"order": "source", "invalid": (0, 5, 63, 64, 200, 699)},
+    "compressed": {"codec": "zstd", "invalid": (64, 65, 130)},
+    "compressed source": {"codec": "blosc-lz4", "order": "source"},
+    "tokens": {"n": 60, "tokens": 11, "rows_per_chunk": 16, "invalid": (3, 31)},
+    "tokens in source order": {"n": 60, "tokens": 11, "rows_per_chunk": 16, "invalid": (3, 31), "order": "source"},
+    "one row": {"n": 1},
+}
+TINY = 2 * 100 * D * 2  # bytes: buffers of 100 rows
+
+
+@pytest.fixture(params=[*KINDS, "parts"])
+def store(request, make_store, tmp_path):
+    if request.param != "parts":
+        return open_store(make_store(**{"n": N, "d": D} | KINDS[request.param]).path)
+    made = [
+        make_store(n, D, name=f"{n}.zarr", seed=n, key_prefix=str(n), invalid=(0, n - 1), order=order)
+        for n, order in ((300, "random"), (41, "source"), (500, "random"))
+    ]
+    merge_stores([str(each.path) for each in made], str(tmp_path / "all.zarr"))
+    return open_store(tmp_path / "all.zarr")
+
+
+def _take(store, batch_size=50, stop=None, **options):
+    reader = BatchReader([store.activations()], batch_size=batch_size, seed=3, **options)
+    return list(reader.batches(0, stop if stop is not None else reader.steps_per_epoch * 2))
+
+
+@pytest.mark.parametrize("memory", [TINY, 1 << 30])
+def test_each_pass_holds_each_training_row_once_with_its_own_values(store, memory):
+    everything = store.activations().read(0, store.n_rows)
+    batches = _take(store, last="keep", memory_bytes=memory)
+    rows = np.concatenate([batch.rows() for batch in batches])
+    wanted = np.sort(store.rows_of(np.arange(store.n_train)))
+    for number in range(2):
+        np.testing.assert_array_equal(np.sort(rows[number * len(wanted) : (number + 1) * len(wanted)]), wanted)
+    for batch in batches:
+        np.testing.assert_array_equal(batch.values[0], everything[batch.rows()])
+        assert batch.values[0].flags.c_contiguous
+    assert not np.array_equal(rows[: len(wanted)], rows[len(wanted) :]) or len(wanted) == 1
+
+
+def test_labels_images_and_row_numbers_are_those_of_the_rows(store):
+    labels, images = store.labels(0, store.n_rows), store.images(0, store.n_rows)
+    for batch in _take(store, last="keep", memory_bytes=TINY):
+        np.testing.assert_array_equal(batch.labels(), labels[batch.rows()])
+        np.testing.assert_array_equal(batch.images(), images[batch.rows()])
+
+
+def test_batches_do_not_depend_on_the_number_of_threads_nor_on_where_reading_began(store):
+    n = 40
+    one = _take(store, stop=n, threads=1, memory_bytes=TINY)
+    four = _take(store, stop=n, threads=4, memory_bytes=TINY)
+    reader = BatchReader([store.activations()], batch_size=50, seed=3, memory_bytes=TINY)
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_array_equal(a.values[0], b.values[0])
+    for step in (0, 7, 39):
+        np.testing.assert_array_equal(reader.read(step).values[0], one[step].values[0])
+    middle = list(reader.batches(17, 23))
+    for a, b in zip(middle, one[17:23], strict=True):
+        np.testing.assert_array_equal(a.values[0], b.values[0])
+
+
+@pytest.mark.parametrize("last", ["wrap", "keep", "drop"])
+def test_the_shares_of_the_ranks_make_up_the_global_batch(store, last):
+    if store.n_train < 50 and last == "drop":
+        pytest.skip("one row fills no batch")
+    whole = _take(store, 48, stop=20, last=last, memory_bytes=TINY)
+    shares = [_take(store, 48, stop=20, last=last, memory_bytes=TINY, rank=r, n_ranks=4) for r in range(4)]
+    for step, batch in enumerate(whole):
+        parts = [share[step].values[0] for share in shares]
+        np.testing.assert_array_equal(np.concatenate(parts), batch.values[0])
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        if last != "keep":
+            assert {len(part) for part in parts} == {12}
+
+
+def test_several_arrays_come_side_by_side(make_store):
+    widths = {Site(1): 4, Site(2, "mlp_act"): 16}
+    store = open_store(make_store(300, widths=widths).path)
+    arrays = [store.activations(site) for site in widths]
+    for batch in BatchReader(arrays, batch_size=32, seed=0).batches(0, 20):
+        for array, values in zip(arrays, batch.values, strict=True):
+            np.testing.assert_array_equal(values, array.read(0, 300)[batch.rows()])
+
+
+def test_a_batch_that_is_kept_is_never_written_again(store):
+    reader = BatchReader([store.activations()], batch_size=20, seed=0, memory_bytes=TINY)
+    kept = [(batch.values[0][3:7], batch.values[0][3:7].copy()) for batch in reader.batches(0, 60)]
+    for view, copy in kept:
+        np.testing.assert_array_equal(view, copy)
+
+
+def test_memory_goes_round_when_nobody_holds_it():
+    pool = BufferPool()
+    first = pool.take((100, 8), np.float16)
+    place = first.ctypes.data
+    view = first[10:20].T
+    del first
+    gc.collect()
+    assert pool.take((100, 8), np.float16).ctypes.data != place
+    del view
+    gc.collect()
+    places = {pool.take((100, 8), np.float16).ctypes.data for _ in range(2)}
+    assert place in places
+
+
+@pytest.mark.parametrize("kind", ["runs", "source", "compressed"])
+def test_damage_stops_the_reading_where_it_is_met(make_store, kind):
+    made = make_store(N, D, **KINDS[kind])
+    path = made.path / chunk_file(Site(1).path, 4, 2)
+    data = bytearray(path.read_bytes())
+    data[17] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(DamagedStoreError, match="is damaged"):
+        _take(open_store(made.path), stop=40)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 2, "n_ranks": 2}, "rank 2 is not one of 2"),
+        ({"n_ranks": 3}, "50 rows cannot be shared equally by 3"),
+        ({"last": "half"}, "last is 'half'"),
+        ({"batch_size": 5000, "last": "drop"}, "693 rows do not fill one batch of 5000"),
+        ({"batch_size": 0}, "at least 1"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_line(make_store, options, message):
+    store = open_store(make_store(N, D).path)
+    with pytest.raises(ValueError, match=message):
+        BatchReader([store.activations()], **{"batch_size": 50, "seed": 0} | options)
+
+
+def test_a_reading_that_is_given_up_ends_its_threads(store):
+    import threading
+
+    before = threading.active_count()
+    reading = BatchReader([store.activations()], batch_size=20, seed=0, memory_bytes=TINY).batches(0, 1000)
+    next(reading)
+    reading.close()
+    assert threading.active_count() == before
