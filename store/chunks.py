@@ -154,7 +154,7 @@ class ChunkReader:
 
     def _read_in_place(self, starts: Sequence[int], lengths: Sequence[int], out: NDArray[Any]) -> None:
         chunk_rows, row_bytes, checked, files = self.chunk_rows, self.row_bytes, self._checked, self._files
-        target = memoryview(out).cast("B") if out.nbytes else memoryview(b"")
+        target = out.data.cast("B") if out.nbytes else memoryview(b"")
         at = 0
         for start, length in zip(starts, lengths, strict=True):
             while length:

@@ -61,7 +61,7 @@ class UniformRuns:
         whole = n // r
         run = place.copy()
         run[place < whole] = order(place[place < whole])  # the short run at the end of the circle comes last
-        start, length = run * r, np.where(place < whole, r, n - whole * r)
+        start, length = run * r, np.where(place < whole, r, n - whole * r).astype(np.int64)
         cut = first - place[0] * r
         start[0] += cut
         length[0] -= cut
@@ -76,13 +76,15 @@ class UniformRuns:
         return np.insert(start, at, 0), np.insert(length, at, beyond[wraps])
 
     def _open_pass(self, number: int) -> tuple[int, Permutation]:
-        if self._pass is None or self._pass[0] != number:
+        current = self._pass  # threads of two passes may ask at once
+        if current is None or current[0] != number:
             r = self.run_length
             place = int(np.random.SeedSequence((PASS_OFFSET, *self._key, number)).generate_state(1, np.uint64)[0])
             # Steps of the golden ratio of a run: wherever a run was cut, the next pass cuts it near its middle.
             offset = (place % self.n // r * r + round(number * _GOLDEN % 1 * r)) % self.n
-            self._pass = (number, offset, Permutation(max(1, self.n // r), PASS_ORDER, *self._key, number))
-        return self._pass[1], self._pass[2]
+            current = (number, offset, Permutation(max(1, self.n // r), PASS_ORDER, *self._key, number))
+            self._pass = current
+        return current[1], current[2]
 
 
 class ChunkRuns:
@@ -97,8 +99,9 @@ class ChunkRuns:
     """
 
     def __init__(self, edges: NDArray[np.integer[Any]], *key: int) -> None:
-        edges = np.unique(np.asarray(edges, np.int64))  # chunks without training positions are left out
-        self._starts, self._lengths = edges[:-1], np.diff(edges)
+        edges = np.unique(np.asarray(edges)).astype(np.int64)  # chunks without training positions are left out
+        self._starts: NDArray[np.int64] = edges[:-1]
+        self._lengths: NDArray[np.int64] = np.diff(edges)
         self.n, self._key = int(edges[-1] - edges[0]), key
         self._pass: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
@@ -115,16 +118,19 @@ class ChunkRuns:
         return starts, lengths
 
     def _open_pass(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if self._pass is None or self._pass[0] != number:
+        current = self._pass
+        if current is None or current[0] != number:
             order = Permutation(len(self._starts), PASS_ORDER, *self._key, number)(np.arange(len(self._starts)))
-            self._pass = (number, order, np.cumsum(self._lengths[order]))
-        return self._pass[1], self._pass[2]
+            current = (number, order, np.cumsum(self._lengths[order]))
+            self._pass = current
+        return current[1], current[2]
 
 
 class EpochOrder:
     """The batches of endless passes over the positions of one or more parts, each position once a pass.
 
-    Every stretch of a pass draws from each part in proportion to its size, within a row or two (for P parts, 1 + 1/2 + ... + 1/P).
+    Every stretch of a pass draws from each part in proportion to its size, within a row or two: for P parts,
+    within 1 + 1/2 + ... + 1/P.
 
     Parameters
     ----------

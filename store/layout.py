@@ -150,7 +150,7 @@ def metadata_documents(spec: StoreSpec, n_key_bytes: int) -> dict[str, bytes]:
 
 def static_arrays(spec: StoreSpec, n_key_bytes: int) -> dict[str, tuple[int, np.dtype[Any], int, str]]:
     """Size, dtype, fill value and name of the dimension of each array that is written when the store is made."""
-    arrays = {
+    arrays: dict[str, tuple[int, np.dtype[Any], int, str]] = {
         f.ROW_IMAGE: (spec.n_rows, np.dtype(np.uint32), 0, "row"),
         f.ROW_LABEL: (spec.n_rows, np.dtype(np.int32), -1, "row"),
         f.KEY_BLOB: (n_key_bytes, np.dtype(np.uint8), 0, "key_byte"),

@@ -162,7 +162,7 @@ def open_objects(place: "str | Path | Objects") -> Objects:
     if text.startswith("file://"):
         return LocalFolder(Path(text.removeprefix("file://")))
     if not is_url(text):
-        return LocalFolder(Path(place))  # type: ignore[arg-type]
+        return LocalFolder(Path(place))
     from .bucket import Bucket
 
     return Bucket(text)
