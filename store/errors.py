@@ -11,3 +11,7 @@ class DamagedStoreError(StoreError):
 
 class UnfinishedStoreError(StoreError):
     """The harvest that writes this store has not finished."""
+
+
+class UnreachableStoreError(StoreError):
+    """A bucket does not answer, or refuses: nothing is known about the store's bytes."""
