@@ -99,10 +99,10 @@ class ChunkRuns:
     """
 
     def __init__(self, edges: NDArray[np.integer[Any]], *key: int) -> None:
-        edges = np.unique(np.asarray(edges)).astype(np.int64)  # chunks without training positions are left out
-        self._starts: NDArray[np.int64] = edges[:-1]
-        self._lengths: NDArray[np.int64] = np.diff(edges)
-        self.n, self._key = int(edges[-1] - edges[0]), key
+        distinct = np.unique(np.asarray(edges)).astype(np.int64)  # chunks without training positions are left out
+        self._starts: NDArray[np.int64] = distinct[:-1]
+        self._lengths: NDArray[np.int64] = np.diff(distinct)
+        self.n, self._key = int(distinct[-1] - distinct[0]), key
         self._pass: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def runs(self, number: int, first: int, last: int) -> Runs:
