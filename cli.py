@@ -19,6 +19,7 @@ from .train.options import TrainOptions
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _PATH = click.Path(path_type=Path)
+_PATH_OR_URL = click.Path(path_type=str)  # a Path would make s3:/bucket of s3://bucket
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
 _quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
 
@@ -63,21 +64,23 @@ def quickstart(folder: Path, overwrite: bool, as_json: bool, quiet: bool) -> Non
 
 @main.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
-@click.argument("store", type=_PATH)
+@click.argument("store", type=_PATH_OR_URL)
 @options_of(HarvestOptions)
 @_json
 @_quiet
 @click.pass_context
 @edge
-def harvest(context: click.Context, images: tuple[str, ...], store: Path, as_json: bool, quiet: bool, **_: Any) -> None:
+def harvest(context: click.Context, images: tuple[str, ...], store: str, as_json: bool, quiet: bool, **_: Any) -> None:
     """Write the activations of a CLIP tower on IMAGES to STORE.
 
     IMAGES is a folder of class folders (ImageNet's layout), a flat folder, WebDataset tars, a CSV of path,label, or
-    the word `quickstart`. The same command again resumes a harvest that was stopped.
+    the word `quickstart`. STORE is a folder, or a URL such as s3://bucket/key. The same command again resumes a
+    harvest that was stopped.
 
     \b
     Example: thresher harvest imagenet/train imagenet-l22.zarr --layer 22
     Example: thresher harvest quickstart emoji.zarr --model quickstart --layer 4
+    Example: thresher harvest imagenet/train s3://bucket/imagenet-l22.zarr --rows-per-chunk 4096
     """  # noqa: D301 (\b is the character that click asks for)
     from .harvest.run import harvest as run
 
@@ -87,7 +90,7 @@ def harvest(context: click.Context, images: tuple[str, ...], store: Path, as_jso
 
 
 @main.command()
-@click.argument("store", type=_PATH)
+@click.argument("store", type=_PATH_OR_URL)
 @click.argument("run", type=_PATH)
 @options_of(TrainOptions)
 @click.option(
@@ -97,7 +100,7 @@ def harvest(context: click.Context, images: tuple[str, ...], store: Path, as_jso
 @_quiet
 @click.pass_context
 @edge
-def train(context: click.Context, store: Path, run: Path, resume: bool, as_json: bool, quiet: bool, **_: Any) -> None:
+def train(context: click.Context, store: str, run: Path, resume: bool, as_json: bool, quiet: bool, **_: Any) -> None:
     """Train a sparse autoencoder on the activations in STORE. Everything about it is written to RUN.
 
     \b
@@ -165,11 +168,11 @@ def stats(context: click.Context, run: Path, out: Path | None, as_json: bool, qu
 
 
 @main.command()
-@click.argument("path", type=_PATH)
+@click.argument("path", metavar="STORE|RUN", type=_PATH_OR_URL)
 @_json
 @edge
-def info(path: Path, as_json: bool) -> None:
-    """Describe the store or the run at PATH.
+def info(path: str, as_json: bool) -> None:
+    """Describe a store or a run.
 
     \b
     Example: thresher info imagenet-l22.zarr
@@ -185,11 +188,11 @@ def info(path: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("store", type=_PATH)
+@click.argument("store", type=_PATH_OR_URL)
 @_json
 @_quiet
 @edge
-def verify(store: Path, as_json: bool, quiet: bool) -> None:
+def verify(store: str, as_json: bool, quiet: bool) -> None:
     """Check every byte of STORE against what was committed. Exit status 1 if any differs.
 
     \b
@@ -211,6 +214,32 @@ def verify(store: Path, as_json: bool, quiet: bool) -> None:
         raise click.ClickException(f"{store} is damaged: {len(report.problems):,} problems; {summary}.")
     if not as_json:
         echo(f"{store} is whole: {summary}, every checksum as committed.")
+
+
+@main.command()
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
+@click.argument("out")
+@_json
+@edge
+def merge(stores: tuple[str, ...], out: str, as_json: bool) -> None:
+    """Join finished STOREs into one, OUT, without copying a row.
+
+    OUT holds references; the stores stay where they are and are read through it as one: rows end to end, every
+    training batch drawn from all in proportion to their sizes. They must be of the same tower, preprocessing,
+    precision, dtype, layers, sites and tokens. To add new images to a store instead: `thresher harvest IMAGES STORE --append`.
+
+    \b
+    Example: thresher merge laion-0.zarr laion-1.zarr laion-2.zarr laion.zarr
+    """  # noqa: D301 (\b is the character that click asks for)
+    from .store.parts import merge_stores
+    from .store.reader import open_store
+
+    n_parts = merge_stores(list(stores), out)
+    store = open_store(out)
+    if as_json:
+        echo(to_json({"store": out, "n_parts": n_parts, "n_rows": store.n_rows, "n_images": store.n_images}))
+        return
+    echo(f"{out}: {n_parts} parts, {store.n_rows:,} rows of {store.n_images:,} images.")
 
 
 @main.command()

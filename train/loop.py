@@ -18,6 +18,7 @@ from ..store.format import Site
 from ..store.reader import ActivationArray, open_store
 from .checkpoint import TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint
 from .configuration import check_resumable, choose_site, describe_run
+from .early_warning import off_centre_warning
 from .evaluation import evaluate
 from .initialise import decoder_bias, input_scaling, new_sae
 from .loader import BatchLoader
@@ -131,6 +132,7 @@ class _Training:
             aux_k=options.resolved_aux_k(activations.d_in),
             precision=options.precision,
         )
+        self._warnings: list[str] = []
         self._state = self._start()
         self._log = RunLog(run.path, keep_to_step=self._state.step)
         self._first_bad_step = torch.full((), options.steps, dtype=torch.int64, device=device)
@@ -164,7 +166,10 @@ class _Training:
         mean, scale = input_scaling(sample, options.normalize)
         sae.input_mean.copy_(mean)
         sae.input_scale.copy_(scale)
-        sae.b_dec.copy_(decoder_bias(sae.scale(sample), options.b_dec_init))
+        z = sae.scale(sample)
+        sae.b_dec.copy_(decoder_bias(z, options.b_dec_init))
+        warning = off_centre_warning(z, sae.b_dec)
+        self._warnings += [warning] if warning else []
         return state
 
     def _announce(self) -> None:
@@ -183,9 +188,13 @@ class _Training:
         for line in lines:
             self._say(line)
         if options.warmup > options.steps:
-            self._reporter.warn(
+            self._warnings.append(
                 f"--warmup {options.warmup} exceeds the {options.steps} steps of the run: the rate never reaches --lr."
             )
+        self._warnings += [f"{self._run.store_path}: {note}" for note in self._loader.plan.notes]
+        for warning in self._warnings:
+            self._reporter.warn(warning)
+            self._log.say(f"warning: {warning}")
 
     def _say(self, line: str) -> None:
         self._reporter.say(line)
