@@ -226,7 +226,7 @@ def merge(stores: tuple[str, ...], out: str, as_json: bool) -> None:
 
     OUT holds references; the stores stay where they are and are read through it as one: rows end to end, every
     training batch drawn from all in proportion to their sizes. They must be of the same tower, preprocessing,
-    precision, dtype, layers, sites and tokens. To add new images to a store instead: `thresher harvest IMAGES STORE --append`.
+    precision, dtype, layers, sites and tokens. To add new images to a store: `thresher harvest IMAGES STORE --append`.
 
     \b
     Example: thresher merge laion-0.zarr laion-1.zarr laion-2.zarr laion.zarr
