@@ -1,6 +1,7 @@
 """Decoded batches of images, made ahead of the tower in worker processes.
 
-Shapes: n rows of a batch, height x width pixels of the tower's input.
+Shapes: n images of a batch, height x width pixels of the tower's input. A *place* is an image's number in the order of
+the store's rows.
 """
 
 import signal
@@ -8,7 +9,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..store.writer import StoreWriter
+from ..store.row_order import RowOrder
 from .decode import ImageUnreadable, decode_image, thumbnail
 from .images import ImageSet
 from .vision import PixelTransform
@@ -24,16 +25,16 @@ from .vision import PixelTransform
 
 @dataclass
 class Batch:
-    """Consecutive rows of one chunk, decoded."""
+    """The images at consecutive places of one window, decoded."""
 
     start: int
-    """First row."""
+    """First place."""
     pixels: Tensor
     """`(n, height, width, 3)` uint8; zeros where the image cannot be read, so that shapes do not depend on it."""
     valid: NDArray[np.bool_]
     """`(n,)`; False where the image cannot be read."""
     unreadable: list[tuple[int, str]]
-    """(row, reason) of each such image."""
+    """(image, reason) of each such image; images are numbered in source order."""
     thumbnails: list[bytes | None] | None
     """WebP bytes, None for an unreadable image; None when no thumbnails are wanted."""
     decode_s: float
@@ -41,7 +42,7 @@ class Batch:
 
     @property
     def stop(self) -> int:
-        """Row after the last."""
+        """Place after the last."""
         return self.start + len(self.valid)
 
     def pin_memory(self) -> "Batch":
@@ -50,42 +51,54 @@ class Batch:
         return self
 
 
-class RowDecoder(Dataset[Batch]):
-    """Reads and decodes the images of ranges of rows."""
+class ImageDecoder(Dataset[Batch]):
+    """Reads and decodes the images at ranges of places.
+
+    Parameters
+    ----------
+    images
+        In source order.
+    order
+        Which image is at which place.
+    transform, size
+        The tower's, from pictures to pixels.
+    thumbnail_px
+        Largest side of the thumbnails; None makes none.
+    """
 
     def __init__(
         self,
         images: ImageSet,
-        row_image: NDArray[np.unsignedinteger[Any]],
+        order: RowOrder,
         transform: PixelTransform,
         size: Sequence[int],
         thumbnail_px: int | None,
     ) -> None:
         self._images = images
-        self._row_image = row_image
+        self._order = order
         self._transform = transform
         self._size = tuple(size)
         self._thumbnail_px = thumbnail_px
 
-    def __getitem__(self, rows: tuple[int, int]) -> Batch:
+    def __getitem__(self, places: tuple[int, int]) -> Batch:
         started = time.perf_counter()
-        start, stop = rows
+        start, stop = places
         pixels = np.zeros((stop - start, *self._size, 3), np.uint8)
         valid = np.zeros(stop - start, np.bool_)
         unreadable: list[tuple[int, str]] = []
         thumbnails: list[bytes | None] = [None] * (stop - start)
-        for k, image in enumerate(self._row_image[start:stop]):
+        for k, image in enumerate(self._order.images_at(np.arange(start, stop)).tolist()):
             try:
-                data = self._images.read(int(image))
+                data = self._images.read(image)
                 picture = decode_image(data)
                 pixels[k] = self._transform(picture)
                 if self._thumbnail_px is not None:
                     thumbnails[k] = thumbnail(picture, self._thumbnail_px, data)
                 valid[k] = True
             except ImageUnreadable as error:
-                unreadable.append((start + k, str(error)))
+                unreadable.append((image, str(error)))
             except OSError as error:
-                unreadable.append((start + k, error.strerror or str(error)))
+                unreadable.append((image, error.strerror or str(error)))
         return Batch(
             start=start,
             pixels=torch.from_numpy(pixels),
@@ -96,25 +109,39 @@ class RowDecoder(Dataset[Batch]):
         )
 
 
-class _BatchRanges(Sampler[tuple[int, int]]):
-    """The row ranges of the batches: chunk after chunk, none across two chunks."""
+class Closable(Protocol):
+    """What a process must let go of."""
 
-    def __init__(self, writer: StoreWriter, chunks: list[int], batch_size: int) -> None:
-        self._chunks = [writer.chunk_rows(chunk) for chunk in chunks]
+    def close(self) -> None:
+        """Let go."""
+
+
+class _BatchPlaces(Sampler[tuple[int, int]]):
+    """The places of the batches: window after window, none across two windows."""
+
+    def __init__(self, order: RowOrder, windows: Sequence[int], batch_size: int) -> None:
+        self._windows = [order.window_images(window) for window in windows]
         self._batch_size = batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for start, stop in self._chunks:
+        for start, stop in self._windows:
             for first in range(start, stop, self._batch_size):
                 yield first, min(first + self._batch_size, stop)
 
 
 def decoded_batches(
-    decoder: RowDecoder, writer: StoreWriter, chunks: list[int], *, batch_size: int, workers: int, pin: bool
+    decoder: ImageDecoder,
+    order: RowOrder,
+    windows: Sequence[int],
+    *,
+    batch_size: int,
+    workers: int,
+    pin: bool,
+    held: Closable | None = None,
 ) -> Generator[Batch, None, None]:
-    """The batches of these chunks, in order, decoded ahead by `workers` processes (0: here, when asked for).
+    """The batches of these windows, in order, decoded ahead by `workers` processes (0: here, when asked for).
 
-    The workers start when this is called, before any other thread of the caller.
+    The workers start when this is called, before any other thread of the caller. They let go of `held`.
 
     Raises
     ------
@@ -124,7 +151,7 @@ def decoded_batches(
     forks = "fork" in torch.multiprocessing.get_all_start_methods()
     loader = DataLoader(
         decoder,
-        sampler=_BatchRanges(writer, chunks, batch_size),
+        sampler=_BatchPlaces(order, windows, batch_size),
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,
@@ -132,7 +159,7 @@ def decoded_batches(
         pin_memory=pin,
         # A spawned worker would import torch and open_clip again: seconds of every core. Workers touch no GPU.
         multiprocessing_context=("fork" if forks else "spawn") if workers else None,
-        worker_init_fn=_WorkerStart(writer if forks else None),
+        worker_init_fn=_WorkerStart(held if forks else None),
         generator=torch.Generator(),  # the loader draws a seed; the caller's generator is left alone
     )
     with warnings.catch_warnings():
@@ -165,15 +192,15 @@ def _checked(iterator: Iterator[Batch]) -> Generator[Batch, None, None]:
 class _WorkerStart:
     """What a worker does first."""
 
-    def __init__(self, writer: StoreWriter | None) -> None:
-        self._writer = writer
+    def __init__(self, held: Closable | None) -> None:
+        self._held = held
 
     def __call__(self, _worker: int) -> None:
         signal.signal(
             signal.SIGINT, signal.SIG_IGN
         )  # Ctrl-C reaches the whole group; the main process ends its workers
-        if self._writer is not None:
-            self._writer.close()  # else a worker that outlives a killed harvest would hold the store's lock
+        if self._held is not None:
+            self._held.close()  # else a worker that outlives a killed harvest would hold the store's lock
 
 
 def _as_it_is(batch: Any) -> Any:

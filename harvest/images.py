@@ -17,6 +17,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
+EMBEDDED_IMAGES = "quickstart"
+"""The word for the pictures that come with the package."""
+
 
 class Keys(Sequence[bytes]):
     """A long list of byte strings in two arrays, so that a million keys cost little more than their bytes."""
@@ -199,9 +202,9 @@ def _open_source(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str
             return open_tars([tar for part in parts for tar in expand_tars(part)], f"{len(parts)} sources")
         source = parts[0]
     name = os.fspath(source)
-    if name == "quickstart":
+    if name == EMBEDDED_IMAGES:
         folder = Path(__file__).parent / "quickstart" / "images"
-        return open_tars(expand_tars(str(folder / "*.tar.gz")), "quickstart")
+        return open_tars(expand_tars(str(folder / "*.tar.gz")), name)
     if "://" in name:
         raise ValueError(f"{name}: images are read from local disks; copy them here first.")
     path = Path(name)

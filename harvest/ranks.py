@@ -59,6 +59,19 @@ class Ranks:
     def wait_for_all(self, point: str) -> None:
         """Come to a point, and return when every process has."""
 
+    @contextmanager
+    def first_on_machine(self, point: str) -> Iterator[None]:
+        """Let one process of each machine do what follows before the others do it."""
+        yield
+
+    def leave(self) -> None:
+        """Be the last call: the process that may keep the key-value store goes last."""
+
+    @property
+    def another_failed(self) -> bool:
+        """Whether another process has failed, and says why."""
+        return False
+
     def count(self, name: str, n: int) -> int:
         """Add to a number that the processes keep together; gives it."""
         self._counts[name] = self._counts.get(name, 0) + n
@@ -112,6 +125,24 @@ class _Joined(Ranks):
     def wait_for_all(self, point: str) -> None:
         self.came(point)
         self._wait(lambda: self.all_came(point))
+
+    @contextmanager
+    def first_on_machine(self, point: str) -> Iterator[None]:
+        done = f"done/{point}/{self.rank - self.local_rank}"  # torchrun numbers the processes machine by machine
+        if self.local_rank:
+            self._wait(lambda: bool(self._store.check([done])))
+        yield
+        if not self.local_rank:
+            self._store.set(done, "1")
+
+    def leave(self) -> None:
+        self.came("end")
+        if self.is_first:
+            self._wait(lambda: self.all_came("end"))
+
+    @property
+    def another_failed(self) -> bool:
+        return self._n_failed(0) > 0
 
     def count(self, name: str, n: int) -> int:
         self._end_where_another_failed()

@@ -53,7 +53,7 @@ def resolve_model(model: str, pretrained: str | None, *, allow_activation_mismat
         `open_clip_config.json`), or `quickstart` for the embedded model.
     pretrained
         A tag, a checkpoint path, `none`, or None for the default: `openai` with a name, its own checkpoint with a
-        folder.
+        folder. What a `ModelSource` says of its own will always do.
     allow_activation_mismatch
         Accept weights trained with the other activation function.
 
@@ -70,13 +70,14 @@ def resolve_model(model: str, pretrained: str | None, *, allow_activation_mismat
     import open_clip
 
     if model == EMBEDDED:
-        source = _from_config(_EMBEDDED_FOLDER, pretrained, allow_activation_mismatch)
+        given = None if pretrained == EMBEDDED else pretrained
+        source = _from_config(_EMBEDDED_FOLDER, given, allow_activation_mismatch)
         return replace(source, name=EMBEDDED, pretrained=pretrained or EMBEDDED)
     if model.startswith("hf-hub:"):
         return _from_hub(model, pretrained)
     path = Path(model.removeprefix("local-dir:"))
     if path.is_dir() or path.is_file():
-        return _from_config(path, pretrained, allow_activation_mismatch)
+        return _absolute(_from_config(path, pretrained, allow_activation_mismatch), path)
     if os.sep in model or model.endswith(".json") or model.startswith("local-dir:"):
         raise FileNotFoundError(f"model {path} does not exist; give an open_clip name or a config's path.")
     config = open_clip.get_model_config(model)
@@ -91,7 +92,7 @@ def resolve_model(model: str, pretrained: str | None, *, allow_activation_mismat
         _check_activation(model, config, bool(tag.get("quick_gelu")), f"{pretrained}'s", allow_activation_mismatch)
         return ModelSource(model, config, tag, pretrained, download(model, pretrained, tag))
     if Path(pretrained).is_file():
-        return _with_checkpoint(model, config, {}, Path(pretrained), allow_activation_mismatch)
+        return _absolute(_with_checkpoint(model, config, {}, Path(pretrained), allow_activation_mismatch))
     raise _no_such_weights(model, pretrained)
 
 
@@ -137,14 +138,22 @@ def _from_config(path: Path, pretrained: str | None, allow_mismatch: bool) -> Mo
     return _with_checkpoint(str(path), config, preprocessing, Path(pretrained), allow_mismatch)
 
 
+def _absolute(source: ModelSource, config: Path | None = None) -> ModelSource:
+    """The same with its paths absolute, so that a store's provenance leads to the model from any folder."""
+    name = source.name if config is None else os.path.abspath(config)
+    if source.checkpoint is None:
+        return replace(source, name=name)
+    return replace(source, name=name, pretrained=os.path.abspath(source.checkpoint))
+
+
 def _from_hub(model: str, pretrained: str | None) -> ModelSource:
     from open_clip.pretrained import download_pretrained_from_hf
 
-    if pretrained not in (None, RANDOM):
+    repo = model.removeprefix("hf-hub:")
+    if pretrained not in (None, RANDOM, repo):
         raise ValueError(
             f"pretrained {pretrained!r} does not go with {model}, which brings its own weights; leave it out."
         )
-    repo = model.removeprefix("hf-hub:")
     try:
         require_hub(repo, CONFIG_NAME)
         config, preprocessing = _read_config(Path(download_pretrained_from_hf(repo, filename=CONFIG_NAME)))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from thresher.harvest import forward
-from thresher.harvest import run as run_module
 from thresher.harvest.images import open_images
 from thresher.harvest.options import HarvestOptions
 from thresher.harvest.run import harvest
@@ -19,8 +18,10 @@ from thresher.harvest.vision import load_tower
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 from thresher.store.format import Site
+from thresher.store.objects import LocalFolder
 from thresher.store.reader import open_store
-from thresher.store.shuffle import random_row_order
+from thresher.store.row_order import RowOrder
+from thresher.store.writer import WindowWriter
 
 
 class Listener(Reporter):
@@ -73,7 +74,8 @@ def test_each_row_is_its_images_activation(tiny_model, options, folder, tmp_path
     store = open_store(tmp_path / "s.zarr")
     expected = expected_rows(tiny_model, folder, 1)
     row_image = store.images(0, 12)
-    assert row_image.tolist() == (random_row_order(12, 7).tolist() if order == "random" else list(range(12)))
+    assert row_image.tolist() == RowOrder(12, order=order, seed=7).images(np.arange(12)).tolist()
+    assert (row_image.tolist() == list(range(12))) == (order == "source")
     got = store.activations().read(0, 12).astype(np.float32)
     np.testing.assert_allclose(
         got, expected[row_image], rtol=2.0**-11, atol=2e-6
@@ -137,9 +139,10 @@ def test_unreadable_images_keep_their_rows_and_are_listed(options, folder, tmp_p
     assert "truncated" in reasons["n01443537/0.png"]
     store = open_store(tmp_path / "s.zarr")
     for bad in result.unreadable:
-        assert store.keys([bad.row]) == [bad.key]
-        assert np.isnan(store.activations().read(bad.row, bad.row + 1)).all()
-        assert store.thumbnail(bad.row) is None
+        row = store.images(0, 12).tolist().index(bad.image)
+        assert store.keys([row]) == [bad.key]
+        assert np.isnan(store.activations().read(row, row + 1)).all()
+        assert store.thumbnail(row) is None
     assert "2 of 12 images could not be read." in listener.warned
     assert any("zebra/1.png: not an image" in line for line in listener.warned)
 
@@ -182,14 +185,14 @@ def test_activations_that_are_not_finite_name_the_image(models, options, tmp_pat
     state = load_file(model / "open_clip_model.safetensors")
     state["visual.transformer.resblocks.1.mlp.c_proj.bias"][3] = float("nan")
     save_file(state, model / "open_clip_model.safetensors")
-    with pytest.raises(StoreError, match=r"not finite at layer 1 .*'.*\.png' \(5 images of this chunk\)"):
+    with pytest.raises(StoreError, match=r"not finite at layer 1 .*'.*\.png' \(3 images of this batch\)"):
         harvest(options(model=str(model)), folder, tmp_path / "s.zarr")
 
 
 def test_a_limit_takes_a_seeded_sample_of_every_class_not_the_first_images(options, folder, tmp_path):
     harvest(options(limit=6, seed=1), folder, tmp_path / "s.zarr")
     store = open_store(tmp_path / "s.zarr")
-    chosen = np.sort(random_row_order(12, 1)[:6])
+    chosen = np.sort(RowOrder(12, seed=1).images_at(np.arange(6)))
     keys = [f"{('n01440764', 'n01443537', 'zebra')[i // 4]}/{i % 4}.png" for i in chosen]
     assert store.n_rows == 6
     assert sorted(store.keys(range(6))) == keys
@@ -226,16 +229,16 @@ def test_a_stopped_harvest_goes_on_and_ends_with_the_same_bytes(options, folder,
     harvest(options(), folder, tmp_path / "again.zarr")
     assert files_below(tmp_path / "whole.zarr") == files_below(tmp_path / "again.zarr")
 
-    real, written = run_module._write_chunk, []
+    real, written = WindowWriter.commit, []
 
-    def interrupted(job, writer, chunk, parts):
+    def interrupted(self):
         if written:
             raise OSError(28, "No space left on device")
-        real(job, writer, chunk, parts)
-        written.append(chunk)
+        real(self)
+        written.append(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "_write_chunk", interrupted)
+        patch.setattr(WindowWriter, "commit", interrupted)
         with pytest.raises(OSError, match="No space left"):
             harvest(options(), folder, tmp_path / "part.zarr")
     result = harvest(options(), folder, tmp_path / "part.zarr")
@@ -270,7 +273,7 @@ def test_other_images_do_not_go_on_in_a_store(options, folder, tmp_path):
 def test_overwrite_replaces_a_store(options, folder, tmp_path):
     harvest(options(), folder, tmp_path / "s.zarr")
     harvest(options(seed=5, overwrite=True), folder, tmp_path / "s.zarr")
-    assert open_store(tmp_path / "s.zarr").seed == 5
+    assert open_store(tmp_path / "s.zarr").provenance.seed == 5
 
 
 def test_something_else_at_the_stores_place_is_refused_and_kept(options, folder, tmp_path):
@@ -285,7 +288,7 @@ def test_something_else_at_the_stores_place_is_refused_and_kept(options, folder,
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_start(options, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "free_bytes", lambda _path: 1000)
+    monkeypatch.setattr(LocalFolder, "free_bytes", lambda _self: 1000)
     with pytest.raises(StoreError, match=r"needs about .* and the disk has 1 kB free"):
         harvest(options(), folder, tmp_path / "s.zarr")
     assert not (tmp_path / "s.zarr").exists()
@@ -300,8 +303,8 @@ def test_a_layer_out_of_range_leaves_nothing_behind(options, folder, tmp_path):
 def test_size_and_time_are_told_before_the_start(options, folder, tmp_path):
     listener = Listener()
     harvest(options(), folder, tmp_path / "s.zarr", listener)
-    line = next(line for line in listener.said if "rows of 32 float16" in line)
-    assert "layer 1 (0-based) resid_post cls" in line
+    line = next(line for line in listener.said if "12 rows, float16" in line)
+    assert "layer 1 (0-based) resid_post cls (32 wide)" in line
     assert "free" in line
     assert "images/s measured on one batch" in line
 
@@ -336,7 +339,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(options, folder, tmp_path):
     listener = Interrupting()
     with pytest.raises(KeyboardInterrupt):
         harvest(options(workers=1), folder, tmp_path / "s.zarr", listener)
-    assert any("Stopped: 5 of 12 rows are in" in line for line in listener.said)
+    assert any("Stopped: 5 of 12 images are in" in line for line in listener.said)
     assert harvest(options(workers=1), folder, tmp_path / "s.zarr").n_harvested == 7
 
 

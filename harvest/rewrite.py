@@ -1,0 +1,135 @@
+"""Harvests windows of a finished store again, from what its provenance records."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from os import PathLike
+
+from ..progress import Reporter
+from ..store.errors import StoreError
+from ..store.layout import StoreSpec, keys_sha256
+from ..store.provenance import Provenance
+from .images import ImageSet, open_images
+from .loop import ComputedBatch, computed_batches
+from .options import HarvestOptions
+from .plan import Job, make_decoder, package_versions, select_images
+from .vision import load_tower
+
+Source = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+@contextmanager
+def recorded_images(provenance: Provenance, source: Source | None = None) -> Iterator[ImageSet]:
+    """Open the images that a store (or part) was harvested from, in the order that its image numbers count.
+
+    Their keys and labels are those that the store was made with, so they also serve to write its static arrays again.
+
+    Parameters
+    ----------
+    provenance
+        Of the store.
+    source
+        Where the images are now; by default where they were.
+
+    Raises
+    ------
+    ValueError
+        When the record does not say where they were and `source` is None, or that is no image source any more.
+    FileNotFoundError
+        When it does not exist any more.
+    StoreError
+        When other images are there: other keys or labels.
+    """
+    if source is None and not provenance.source:
+        raise ValueError(f"the store does not record where its images are ({provenance.image_source}): name IMAGES.")
+    with open_images(provenance.source if source is None else source) as opened:
+        images = select_images(opened, provenance.limit, provenance.row_order, provenance.seed)
+        found = keys_sha256(images.keys, images.labels)
+        if found != provenance.keys_sha256:
+            raise StoreError(
+                f"{images.description} holds other images than were harvested ({images.n_images:,} against "
+                f"{provenance.n_images:,}; keys_sha256 is {found}, not {provenance.keys_sha256}): name the original "
+                "IMAGES."
+            )
+        yield images
+
+
+def recompute_windows(
+    spec: StoreSpec,
+    windows: Sequence[int],
+    images: ImageSet,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> Generator[ComputedBatch, None, None]:
+    """The vectors of some windows of a store, computed again in the batches in which they were first.
+
+    Batches of a window come one after the other, so that one `WindowWriter` at a time is enough:
+
+        for part in recompute_windows(spec, windows, images):
+            window = window or WindowWriter(writer, part.window)
+            part.put_into(window)
+            if part.is_last:
+                window.commit()
+                window = None
+
+    On the machine, with the packages and the device of the first time, the bytes are those of the first time.
+
+    Parameters
+    ----------
+    spec
+        Of the store, its provenance included.
+    windows
+        Their numbers, `RowOrder.n_windows` in all.
+    images
+        As `recorded_images` gives them.
+    device
+        Where the tower runs; see `HarvestOptions`.
+    workers
+        Decoding processes; by default as many as a harvest takes.
+    reporter
+        Warned where other versions of packages than the first time are at work.
+
+    Raises
+    ------
+    StoreError
+        When the recorded model is not the one of the store any more: its weights, activation function or preprocessing.
+    ValueError, FileNotFoundError, ConnectionError
+        As `vision.load_tower` raises them, when the recorded model cannot be loaded any more.
+    """
+    provenance = spec.provenance
+    tower = load_tower(
+        provenance.model,
+        provenance.pretrained,
+        device,
+        seed=provenance.seed,
+        allow_activation_mismatch=True,  # it was settled when the store was made; what matters is compared below
+    )
+    here = {
+        "weights_sha256": tower.weights_sha256,
+        "quick_gelu": tower.quick_gelu,
+        "width": tower.width,
+        "preprocessing": tower.preprocessing,
+    }
+    for name, value in here.items():
+        if value != getattr(provenance, name):
+            raise StoreError(
+                f"{provenance.model} ({provenance.pretrained}) is not the model of this store any more: {name} is "
+                f"{getattr(provenance, name)!r} there and {value!r} here."
+            )
+    _warn_of_other_versions(provenance, reporter or Reporter())
+    tower = tower.at_precision(provenance.precision)
+    order = spec.order()
+    job = Job(images, tower, spec, order, make_decoder(images, order, tower, spec.thumbnail_px))
+    n_workers = HarvestOptions().workers if workers is None else workers
+    with closing(computed_batches(job, windows, workers=n_workers)) as computed:
+        yield from computed
+
+
+def _warn_of_other_versions(provenance: Provenance, reporter: Reporter) -> None:
+    now = package_versions()
+    others = [
+        f"{name} {was} then, {now.get(name)} now" for name, was in provenance.packages.items() if now.get(name) != was
+    ]
+    if others:
+        reporter.warn(f"The last bits of recomputed rows may differ from the first time: {'; '.join(others)}.")
