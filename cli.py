@@ -81,12 +81,14 @@ def harvest(context: click.Context, images: tuple[str, ...], store: str, as_json
     Example: thresher harvest imagenet/train imagenet-l22.zarr --layer 22
     Example: thresher harvest quickstart emoji.zarr --model quickstart --layer 4
     Example: thresher harvest imagenet/train s3://bucket/imagenet-l22.zarr --rows-per-chunk 4096
+    Example: torchrun --nproc-per-node 8 -m thresher harvest imagenet/train imagenet-l22.zarr
     """  # noqa: D301 (\b is the character that click asks for)
     from .harvest.run import harvest as run
 
     options = HarvestOptions(**given(context, HarvestOptions))
     result = run(options, images if len(images) > 1 else images[0], store, ConsoleReporter(quiet=quiet))
-    echo(to_json(result) if as_json else results.of_harvest(result))
+    if result.rank == 0:  # of the processes of a torchrun, one speaks
+        echo(to_json(result) if as_json else results.of_harvest(result))
 
 
 @main.command()
