@@ -40,6 +40,7 @@ class StorePart:
     def __init__(self, objects: Objects) -> None:
         self.objects = objects
         self.attributes = attributes = read_group_attributes(objects)
+        self.metadata_crc32c = check_metadata(objects)  # before anything that the attributes say is believed
         self.n_rows: int = attributes["n_rows"]
         self.n_images: int = attributes["n_images"]
         self.tokens_per_image: int = attributes["tokens_per_image"]
@@ -48,7 +49,6 @@ class StorePart:
         self.thumbnail_px: int | None = attributes["thumbnail_px"]
         self.sites = tuple(f.Site.parse(name) for name in attributes["arrays"])
         self.n_chunks = f.n_chunks(self.n_rows, self.rows_per_chunk)
-        self.metadata_crc32c = check_metadata(objects)
         self.provenance = Provenance.from_json(attributes["provenance"])
         self.order = RowOrder(
             self.n_images, self.tokens_per_image, self.rows_per_chunk, self.row_order, attributes["seed"]

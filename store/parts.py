@@ -3,6 +3,7 @@
 import posixpath
 from os.path import relpath
 from pathlib import Path
+from typing import Any
 
 from . import format as f
 from .attributes import read_group_attributes
@@ -23,7 +24,7 @@ def open_parts(objects: Objects) -> list[StorePart]:
     """
     if objects.exists(f.CREATING) and not objects.exists(f.GROUP_JSON):
         raise UnfinishedStoreError(f"{objects} was not made whole: run the same `thresher harvest` again.")
-    holds_rows = bool(read_group_attributes(objects)["arrays"])
+    holds_rows = bool(read_group_attributes(objects).get("arrays"))  # missing: damaged, as the next line finds
     if not holds_rows:
         check_metadata(objects)
     parts = [StorePart(objects)] if holds_rows else []
@@ -55,7 +56,8 @@ def add_part(objects: Objects, other: Objects) -> None:
     """
     known, new = open_parts(objects), StorePart(other)
     _require_new(known, new)
-    _record_part(objects, len(part_references(objects)) + 1, new)
+    number = len(part_references(objects)) + 1
+    _record_part(objects, number, new, n_parts=number)
 
 
 def merge_stores(places: list[str], out: str) -> int:
@@ -85,7 +87,7 @@ def merge_stores(places: list[str], out: str) -> int:
     metadata = {"files": {f.GROUP_JSON: to_hex(crc32c(document))}, "group": document.decode()}
     target.write(f.METADATA_RECORD, encode_record(metadata))
     for number, part in enumerate(parts, start=1):
-        _record_part(target, number, part)
+        _record_part(target, number, part, n_parts=len(parts))
     target.write(f.GROUP_JSON, document)
     return len(parts)
 
@@ -97,17 +99,18 @@ def _require_new(parts: list[StorePart], new: StorePart) -> None:
             raise StoreError(f"{new.objects} holds the same images as {part.objects}: each image belongs in one part.")
 
 
-def _record_part(objects: Objects, number: int, part: StorePart) -> None:
+def _record_part(objects: Objects, number: int, part: StorePart, *, n_parts: int) -> None:
     record = {
         "part": number,
         "url": _reference(objects, part.objects),
         "fingerprint": part.fingerprint,
         "n_rows": part.n_rows,
+        "n_parts": n_parts,
     }
     objects.write(f.part_record_file(number), encode_record(record))
 
 
-def part_references(objects: Objects) -> list[tuple[int, dict[str, str]]]:
+def part_references(objects: Objects) -> list[tuple[int, dict[str, Any]]]:
     """Number and record of each part beyond the store's own rows."""
     names = objects.names(f.PART_RECORDS)
     numbers = sorted(int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdecimal())
@@ -119,6 +122,9 @@ def part_references(objects: Objects) -> list[tuple[int, dict[str, str]]]:
         if record.get("part") != number:
             raise DamagedStoreError(f"{objects}/{f.part_record_file(number)} is that of part {record.get('part')}.")
         records.append((number, record))
+    n_parts = max((record["n_parts"] for _, record in records), default=0)
+    if n_parts > len(records):
+        raise DamagedStoreError(f"{objects} lacks the records of parts: it has {len(records)} of {n_parts}. {VERIFY}")
     return records
 
 
