@@ -21,6 +21,8 @@ _OPEN_FILES = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 _KEPT_CHUNKS = 8  # of an array that is compressed or remote, so that neighbouring reads do not fetch a chunk again
 _RECORDS_AT_ONCE = 1024
 
+_scratch = threading.local()
+
 
 class ChunkReader:
     """One chunked array of a store, read by rows along its first axis, by any number of threads.
@@ -153,7 +155,7 @@ class ChunkReader:
         return self._records[chunk]
 
     def _read_in_place(self, starts: Sequence[int], lengths: Sequence[int], out: NDArray[Any]) -> None:
-        chunk_rows, row_bytes, checked, files = self.chunk_rows, self.row_bytes, self._checked, self._files
+        chunk_rows, row_bytes, files = self.chunk_rows, self.row_bytes, self._files
         target = out.data.cast("B") if out.nbytes else memoryview(b"")
         at = 0
         for start, length in zip(starts, lengths, strict=True):
@@ -162,9 +164,6 @@ class ChunkReader:
                 first = start - chunk * chunk_rows
                 n = min(length, chunk_rows - first)
                 end = at + n * row_bytes
-                if not checked[chunk]:
-                    self.load_chunk(chunk)
-                    checked[chunk] = 1
                 descriptor = files.get(chunk)
                 if descriptor is not None:
                     got = os.preadv(descriptor, [target[at:end]], first * row_bytes)
@@ -177,18 +176,47 @@ class ChunkReader:
                 at, start, length = end, start + n, length - n
 
     def _read_new_file(self, chunk: int, target: memoryview, offset: int) -> int:
+        """Read from a chunk whose file is not open, checked first unless it was; keep it open if there is room."""
         assert self.objects.local is not None
-        path = self.objects.local / f.chunk_file(self.name, chunk, len(self.shape))
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        name = f.chunk_file(self.name, chunk, len(self.shape))
         try:
-            return os.preadv(descriptor, [target], offset)
-        finally:
+            descriptor = os.open(self.objects.local / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise DamagedStoreError(f"{self.objects}/{name} is missing, though it was committed. {VERIFY}") from None
+        keep = False
+        try:
+            if not self._checked[chunk]:
+                self._check(chunk, name, descriptor)
+                self._checked[chunk] = 1
+            got = os.preadv(descriptor, [target], offset)
             with self._mutex:
                 keep = chunk not in self._files and len(self._files) < _OPEN_FILES
                 if keep:
                     self._files[chunk] = descriptor
+            return got
+        finally:
             if not keep:
                 os.close(descriptor)
+
+    def _check(self, chunk: int, name: str, descriptor: int) -> None:
+        """Compare an open chunk file with its commit record, in memory that the thread uses again."""
+        record = self.record(chunk)
+        n_bytes = os.fstat(descriptor).st_size
+        if n_bytes != record["bytes"]:
+            raise DamagedStoreError(
+                f"{self.objects}/{name} has {n_bytes} bytes, {record['bytes']} were committed. {VERIFY}"
+            )
+        scratch = getattr(_scratch, "memory", None)
+        if scratch is None or len(scratch) < n_bytes:
+            scratch = _scratch.memory = bytearray(n_bytes)
+        data = memoryview(scratch)[:n_bytes]
+        got = 0
+        while got < n_bytes:
+            n = os.preadv(descriptor, [data[got:]], got)
+            if not n:
+                raise DamagedStoreError(f"{self.objects}/{name} became shorter while in use. {VERIFY}")
+            got += n
+        unseal(data, int(record["crc32c"], 16), f"{self.objects}/{name}")
 
     def _whole_chunk(self, chunk: int) -> NDArray[Any]:
         with self._mutex:

@@ -61,7 +61,7 @@ def seal(payload: bytes | memoryview) -> tuple[bytes, int]:
     return checksum.to_bytes(CHECKSUM_BYTES, "little"), checksum
 
 
-def unseal(data: bytes, expected: int, what: str) -> memoryview:
+def unseal(data: bytes | memoryview, expected: int, what: str) -> memoryview:
     """The payload of a chunk file.
 
     Raises
