@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .buffers import BufferPool
 from .epochs import ChunkRuns, EpochOrder, PassOrder, Runs, UniformRuns
-from .loading import MEMORY_BYTES, MIXING, plan_loading
+from .loading import MEMORY_BYTES, MIXING, LoadingPlan, plan_loading
 from .reader import ActivationArray
 from .shuffle import BUFFER_ORDER, Permutation
 
@@ -85,6 +85,9 @@ class BatchReader:
         That a buffer keeps to.
     threads
         Most that read at a time; by default the cores for a disk, 64 for a bucket. Fewer do as long as nobody waits.
+    plan
+        How to read, in place of the plan that `memory_bytes` and `mixing` give here: the order of the rows follows from
+        it, so a run that goes on keeps its own, wherever its store has been moved to.
     allocate
         Gives the arrays of a batch; by default memory that is used again once a batch is dropped.
     """
@@ -101,6 +104,7 @@ class BatchReader:
         memory_bytes: int = MEMORY_BYTES,
         mixing: float = MIXING,
         threads: int | None = None,
+        plan: LoadingPlan | None = None,
         allocate: Allocate | None = None,
     ) -> None:
         if not arrays or any(array.store is not arrays[0].store for array in arrays):
@@ -111,7 +115,7 @@ class BatchReader:
             raise ValueError(f"a batch of {batch_size} rows cannot be shared equally by {n_ranks} processes")
         self.arrays, self.store = list(arrays), arrays[0].store
         self.seed, self.rank, self.n_ranks = seed, rank, n_ranks
-        self.plan = plan_loading(arrays, batch_size, memory_bytes, mixing)
+        self.plan = plan or plan_loading(arrays, batch_size, memory_bytes, mixing)
         parts: list[PassOrder] = []
         firsts, first = [], 0
         for number, part in enumerate(self.store.parts):

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ..store.batches import BatchReader
-from ..store.loading import MEMORY_BYTES
+from ..store.loading import MEMORY_BYTES, LoadingPlan
 from ..store.reader import ActivationArray
 
 
@@ -30,6 +30,8 @@ class BatchLoader:
         Where the batches go, as float32.
     memory_bytes
         For the buffer that a store needs which is not in random order.
+    plan
+        How to read, in place of the plan for `memory_bytes`: that of a run which goes on.
     rank, n_ranks
         This process's share of each batch.
     """
@@ -42,6 +44,7 @@ class BatchLoader:
         seed: int,
         device: torch.device,
         memory_bytes: int = MEMORY_BYTES,
+        plan: LoadingPlan | None = None,
         rank: int = 0,
         n_ranks: int = 1,
     ) -> None:
@@ -53,6 +56,7 @@ class BatchLoader:
             rank=rank,
             n_ranks=n_ranks,
             memory_bytes=memory_bytes,
+            plan=plan,
             allocate=_allocate_pinned if device.type == "cuda" else None,
         )
         self.n_rows = self._reader.n_rows

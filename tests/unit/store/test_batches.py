@@ -147,6 +147,18 @@ def test_what_cannot_be_read_is_refused_in_one_line(make_store, options, message
         BatchReader([store.activations()], **{"batch_size": 50, "seed": 0} | options)
 
 
+def test_another_place_gives_the_same_batches_under_the_same_plan(make_store):
+    here = open_store(make_store(N, D, codec="zstd", invalid=(64, 130)).path)
+    there = open_store(make_store(N, D, invalid=(64, 130), name="there.zarr").path)
+    plan = BatchReader([here.activations()], batch_size=50, seed=0, memory_bytes=TINY).plan
+    assert plan.mode == "buffer"
+    batches = [
+        BatchReader([store.activations()], batch_size=50, seed=0, plan=plan).batches(0, 30) for store in (here, there)
+    ]
+    for a, b in zip(*batches, strict=True):
+        np.testing.assert_array_equal(a.values[0], b.values[0])
+
+
 def test_a_reading_that_is_given_up_ends_its_threads(store):
     import threading
 
