@@ -8,7 +8,7 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from .errors import DamagedStoreError, StoreError
-from .records import crc32c
+from .records import crc32c, to_hex
 
 ZSTD_LEVEL = 1
 BLOSC_LEVEL = 5
@@ -59,6 +59,13 @@ def seal(payload: bytes | memoryview) -> tuple[bytes, int]:
     """The checksum that follows a payload on disk, and its value."""
     checksum = crc32c(payload)
     return checksum.to_bytes(CHECKSUM_BYTES, "little"), checksum
+
+
+def encode_chunk(values: NDArray[Any], codec: ChunkCodec) -> tuple[list[bytes | memoryview], dict[str, Any]]:
+    """The bytes of a chunk's file, in parts, and what its commit record says of them."""
+    payload = codec.encode(values)
+    checksum_bytes, checksum = seal(payload)
+    return [payload, checksum_bytes], {"bytes": len(payload) + len(checksum_bytes), "crc32c": to_hex(checksum)}
 
 
 def unseal(data: bytes | memoryview, expected: int, what: str) -> memoryview:

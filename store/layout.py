@@ -13,6 +13,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from . import format as f
 from .codec import BLOSC_LEVEL, ZSTD_LEVEL
 from .provenance import Provenance
+from .records import crc32c, encode_record, to_hex
 from .row_order import RowOrder
 
 
@@ -82,6 +83,28 @@ class StoreSpec:
             "provenance": self.provenance.to_json(),
         }
 
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], widths: Mapping[f.Site, int]) -> "StoreSpec":
+        """The spec of a group's attributes, and of the lengths of its sites' vectors, which those do not hold.
+
+        Raises
+        ------
+        StoreError
+            When the provenance is that of another version.
+        """
+        provenance = Provenance.from_json(attributes["provenance"])
+        return cls(
+            provenance=provenance,
+            sites={site: widths[site] for site in map(f.Site.parse, attributes["arrays"])},
+            n_images=attributes["n_images"],
+            tokens_per_image=attributes["tokens_per_image"],
+            rows_per_chunk=attributes["rows_per_chunk"],
+            dtype=provenance.dtype,
+            codec=attributes["codec"],
+            thumbnail_px=attributes["thumbnail_px"],
+            label_names=attributes["label_names"],
+        )
+
 
 def predicted_bytes(spec: StoreSpec, *, thumbnail_bytes: float = 4000.0, key_bytes: float = 40.0) -> int:
     """Size of the finished store, in bytes, before any codec; commit records are not counted.
@@ -146,6 +169,17 @@ def metadata_documents(spec: StoreSpec, n_key_bytes: int) -> dict[str, bytes]:
     documents |= {f"{name}/zarr.json": group_document({}) for name in sorted(groups)}
     documents[f.GROUP_JSON] = group_document(spec.attributes())
     return documents
+
+
+def joining_document() -> bytes:
+    """The zarr.json of a group that holds no rows and joins other stores."""
+    return group_document({"format": f.FORMAT_NAME, "version": f.FORMAT_VERSION, "arrays": []})
+
+
+def metadata_record(documents: Mapping[str, bytes]) -> bytes:
+    """The text of `commits/metadata.json`: the checksum of each document, and the text of the group's own."""
+    files = {name: to_hex(crc32c(document)) for name, document in sorted(documents.items())}
+    return encode_record({"files": files, "group": documents[f.GROUP_JSON].decode()})
 
 
 def static_arrays(spec: StoreSpec, n_key_bytes: int) -> dict[str, tuple[int, np.dtype[Any], int, str]]:

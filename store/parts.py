@@ -8,10 +8,10 @@ from typing import Any
 from . import format as f
 from .attributes import read_group_attributes
 from .errors import DamagedStoreError, StoreError, UnfinishedStoreError
-from .layout import group_document
+from .layout import joining_document, metadata_record
 from .objects import Objects, is_url, open_objects
 from .part import StorePart, check_metadata, require_alike
-from .records import VERIFY, crc32c, encode_record, read_record, to_hex
+from .records import VERIFY, encode_record, read_record
 
 
 def open_parts(objects: Objects) -> list[StorePart]:
@@ -83,9 +83,8 @@ def merge_stores(places: list[str], out: str) -> int:
         for part in open_parts(open_objects(place)):
             _require_new(parts, part)
             parts.append(part)
-    document = group_document({"format": f.FORMAT_NAME, "version": f.FORMAT_VERSION, "arrays": []})
-    metadata = {"files": {f.GROUP_JSON: to_hex(crc32c(document))}, "group": document.decode()}
-    target.write(f.METADATA_RECORD, encode_record(metadata))
+    document = joining_document()
+    target.write(f.METADATA_RECORD, metadata_record({f.GROUP_JSON: document}))
     for number, part in enumerate(parts, start=1):
         _record_part(target, number, part, n_parts=len(parts))
     target.write(f.GROUP_JSON, document)

@@ -1,6 +1,7 @@
 """Writes a store: its metadata and keys once, then each window of rows once, in any order, by one process."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from numpy.typing import NDArray
 
 from . import format as f
 from .attributes import read_group_attributes
-from .codec import ChunkCodec, seal
+from .codec import ChunkCodec, encode_chunk
 from .errors import StoreError
-from .layout import StoreSpec, array_document, group_document, metadata_documents, static_arrays
+from .layout import StoreSpec, array_document, group_document, metadata_documents, metadata_record, static_arrays
 from .objects import Lock, Objects, open_objects
 from .provenance import Provenance
 from .records import crc32c, encode_record, to_hex
+from .static import write_static_array
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _BYTES_AT_ONCE = 64 << 20  # of chunks handed to the disk or bucket together
@@ -59,12 +61,9 @@ def create_store(
     n_key_bytes = sum(len(key) for key in keys)
     documents = metadata_documents(spec, n_key_bytes)
     objects.write_all({name: [document] for name, document in documents.items() if name != f.GROUP_JSON})
-    record = {
-        "files": {name: to_hex(crc32c(document)) for name, document in sorted(documents.items())},
-        "group": documents[f.GROUP_JSON].decode(),
-    }
-    objects.write(f.METADATA_RECORD, encode_record(record))
-    metadata_crc32c = to_hex(crc32c(encode_record(record)))
+    record = metadata_record(documents)
+    objects.write(f.METADATA_RECORD, record)
+    metadata_crc32c = to_hex(crc32c(record))
     for name in static_arrays(spec, n_key_bytes):
         write_static_array(objects, spec, name, keys, labels, metadata_crc32c)
     objects.write(f.GROUP_JSON, documents[f.GROUP_JSON])
@@ -250,46 +249,53 @@ class WindowWriter:
 
     def commit(self) -> None:
         """Write the window, then record it."""
+        records: Files = {}
+        files: Files = {}
+        for chunk in self.encoded():
+            files |= chunk.files
+            records |= chunk.record_files
+            if sum(len(part) for parts in files.values() for part in parts) > _BYTES_AT_ONCE:
+                self._writer.objects.write_all(files)
+                files = {}
+        self._writer.objects.write_all(files)
+        self._writer.objects.write_all(records)
+        if self.number in self._writer.pending:
+            self._writer.pending.remove(self.number)
+
+    def encoded(self) -> Iterator["EncodedChunk"]:
+        """Each chunk of each array of the window, and its thumbnails, as they are to be written."""
         if not self._is_there.all():
             raise ValueError(f"window {self.number} lacks {int((~self._is_there).sum())} of its images")
         codec, plain = ChunkCodec(self._spec.codec), ChunkCodec("none")
         n = self._spec.rows_per_chunk
-        records: dict[str, dict[str, Any]] = {}
-        files: Files = {}
         for local in range(len(self._valid) // n):
             here = slice(local * n, (local + 1) * n)
             chunk = self._start // n + local
             rows = [self._start + here.start, min(self._start + here.stop, self._stop)]
             n_valid = int(self._valid[here].sum())
             for site, block in self._blocks.items():
-                name = f.chunk_file(site.path, chunk, 2)
-                files[name], committed = encode_chunk(block[here], codec)
-                records[f.record_file(site.path, chunk)] = {
+                parts, committed = encode_chunk(block[here], codec)
+                record = {
                     **self._identity(site.path, chunk),
                     **committed,
                     "rows": rows,
                     "max_abs": float(self._max_abs[site][here].max()),
                     "valid_rows": n_valid,
                 }
-            files[f.chunk_file(f.ROW_VALID, chunk, 1)], committed = encode_chunk(self._valid[here], plain)
-            records[f.record_file(f.ROW_VALID, chunk)] = {
+                yield EncodedChunk(site.path, chunk, {f.chunk_file(site.path, chunk, 2): parts}, record)
+            parts, committed = encode_chunk(self._valid[here], plain)
+            record = {
                 **self._identity(f.ROW_VALID, chunk),
                 **committed,
                 "rows": rows,
                 "valid_rows": n_valid,
                 "unreadable": [] if local else [list(pair) for pair in self._unreadable],
             }
-            if sum(len(part) for parts in files.values() for part in parts) > _BYTES_AT_ONCE:
-                self._writer.objects.write_all(files)
-                files = {}
+            yield EncodedChunk(f.ROW_VALID, chunk, {f.chunk_file(f.ROW_VALID, chunk, 1): parts}, record)
         if self._spec.thumbnail_px is not None:
-            pictures, record = _encode_thumbnails(self.number, self._thumbnails)
-            files |= pictures
-            records[f.thumbs_record_file(self.number)] = {**self._identity(f.THUMBS, self.number), **record}
-        self._writer.objects.write_all(files)
-        self._writer.objects.write_all({name: [encode_record(record)] for name, record in records.items()})
-        if self.number in self._writer.pending:
-            self._writer.pending.remove(self.number)
+            pictures, committed = _encode_thumbnails(self.number, self._thumbnails)
+            record = {**self._identity(f.THUMBS, self.number), **committed}
+            yield EncodedChunk(f.THUMBS, self.number, pictures, record)
 
     def _identity(self, array: str, chunk: int) -> dict[str, Any]:
         return {"array": array, "chunk": chunk, "metadata_crc32c": self._writer.metadata_crc32c}
@@ -317,66 +323,22 @@ class WindowWriter:
             return rows.astype(f.DTYPES[self._spec.dtype], copy=False), magnitude
 
 
-def write_static_array(
-    objects: Objects,
-    spec: StoreSpec,
-    name: str,
-    keys: Sequence[bytes],
-    labels: NDArray[np.signedinteger[Any]],
-    metadata_crc32c: str,
-    only: set[int] | None = None,
-) -> None:
-    """Write and record an array that is known when the store is made, in memory that does not grow with its rows.
+@dataclass(frozen=True)
+class EncodedChunk:
+    """One chunk of an array, or the thumbnails of a window, as it is written."""
 
-    Parameters
-    ----------
-    objects
-        Of the store.
-    spec
-        Of the store.
-    name
-        `rows/image`, `rows/label`, `rows/token`, `images/key_blob` or `images/key_offset`.
-    keys, labels
-        Of the images, in source order.
-    metadata_crc32c
-        Of the store's metadata record.
-    only
-        The chunks to write; all of them where None.
-    """
-    size, dtype, fill, _ = static_arrays(spec, sum(len(key) for key in keys))[name]
-    length = min(f.STATIC_CHUNK, size)
-    for chunk, values in enumerate(_static_values(spec, name, keys, labels)):
-        if only is not None and chunk not in only:
-            continue
-        padded = np.full(length, fill, dtype)
-        padded[: len(values)] = values
-        parts, committed = encode_chunk(padded, ChunkCodec("none"))
-        objects.write(f.chunk_file(name, chunk, 1), *parts)
-        identity = {"array": name, "chunk": chunk, "metadata_crc32c": metadata_crc32c}
-        objects.write(f.record_file(name, chunk), encode_record({**identity, **committed}))
+    array: str
+    """Path of the array, or `thumbs`."""
+    number: int
+    """Of the chunk, or the window."""
+    files: Files
+    record: dict[str, Any]
+    """Its commit record."""
 
-
-def _static_values(
-    spec: StoreSpec, name: str, keys: Sequence[bytes], labels: NDArray[np.signedinteger[Any]]
-) -> Iterator[NDArray[Any]]:
-    """The values of a static array, chunk after chunk."""
-    if name == f.KEY_BLOB:
-        blob = np.frombuffer(b"".join(keys), np.uint8)
-        yield from (blob[i : i + f.STATIC_CHUNK] for i in range(0, len(blob), f.STATIC_CHUNK))
-        return
-    if name == f.KEY_OFFSET:
-        edges = np.zeros(len(keys) + 1, np.uint64)
-        np.cumsum(np.fromiter(map(len, keys), np.uint64, len(keys)), out=edges[1:])
-        yield from (edges[i : i + f.STATIC_CHUNK] for i in range(0, len(edges), f.STATIC_CHUNK))
-        return
-    order = spec.order()
-    for start in range(0, spec.n_rows, f.STATIC_CHUNK):
-        rows = np.arange(start, min(start + f.STATIC_CHUNK, spec.n_rows))
-        if name == f.ROW_TOKEN:
-            yield order.tokens(rows) + f.first_token(next(iter(spec.sites)).token)
-        else:
-            images = order.images(rows)
-            yield images if name == f.ROW_IMAGE else labels[images]
+    @property
+    def record_files(self) -> Files:
+        """The file of the record."""
+        return {f.record_file(self.array, self.number): [encode_record(self.record)]}
 
 
 def _encode_thumbnails(window: int, thumbnails: Sequence[bytes | None]) -> tuple[Files, dict[str, Any]]:
@@ -404,13 +366,6 @@ def to_bfloat16(rows: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The bits of bfloat16 values, rounded to nearest even; finite values only."""
     bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
     return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
-
-
-def encode_chunk(values: NDArray[Any], codec: ChunkCodec) -> tuple[list[bytes | memoryview], dict[str, Any]]:
-    """The bytes of a chunk's file, in parts, and what its commit record says of them."""
-    payload = codec.encode(values)
-    checksum_bytes, checksum = seal(payload)
-    return [payload, checksum_bytes], {"bytes": len(payload) + len(checksum_bytes), "crc32c": to_hex(checksum)}
 
 
 def _clear(objects: Objects, overwrite: bool) -> None:
