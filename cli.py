@@ -80,7 +80,7 @@ def harvest(context: click.Context, images: tuple[str, ...], store: str, as_json
     \b
     Example: thresher harvest imagenet/train imagenet-l22.zarr --layer 22
     Example: thresher harvest quickstart emoji.zarr --model quickstart --layer 4
-    Example: thresher harvest imagenet/train s3://bucket/imagenet-l22.zarr --rows-per-chunk 4096
+    Example: thresher harvest imagenet/train s3://bucket/imagenet-l22.zarr
     Example: torchrun --nproc-per-node 8 -m thresher harvest imagenet/train imagenet-l22.zarr
     """  # noqa: D301 (\b is the character that click asks for)
     from .harvest.run import harvest as run

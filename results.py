@@ -127,8 +127,8 @@ def _quality(ev: float, energy: float, mse: float, normalized: float, l1: float)
     )
 
 
-def _word(path: Path) -> str:
-    """A path as a shell takes it."""
+def _word(path: "Path | str") -> str:
+    """A path or URL as a shell takes it."""
     return shlex.quote(str(path))
 
 

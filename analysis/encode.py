@@ -120,10 +120,13 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
     from ..train.run_dir import open_run
 
     run = open_run(run_path)
-    store = open_store(run.store_path if options.store is None else options.store)
+    if options.store is None:
+        store = open_store(run.store_path, n_parts=run.n_store_parts)
+    else:
+        store = open_store(options.store)
     array = store.activations(run.site)
     is_training_store = store.fingerprint == run.store_fingerprint
-    what = f"{store.path} does not fit the SAE of {run_path}"
+    what = f"{store.url} does not fit the SAE of {run_path}"
     if options.store is None and not is_training_store:
         raise StoreError(
             f"{what}: its fingerprint is {store.fingerprint}, that of the store it was trained on is "
@@ -132,7 +135,7 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
     Provenance.from_json(run.provenance).require_same_space(store.provenance, what)
     if not is_training_store and options.split != "all":
         raise ValueError(
-            f"split must be all for {store.path}: the run was trained on another store, so that none of its rows is "
+            f"split must be all for {store.url}: the run was trained on another store, so that none of its rows is "
             f"a training row; got {options.split!r}"
         )
     sae = run.load_sae(choose_device(options.device))
@@ -141,7 +144,7 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
     start, stop = store.split(options.split)
     stop = stop if options.rows is None else min(stop, start + options.rows)
     if start == stop:
-        raise StoreError(f"{store.path} has no rows in the split {options.split!r}.")
+        raise StoreError(f"{store.url} has no rows in the split {options.split!r}.")
     return _Source(
         sae=sae,
         sae_sha256=hashlib.sha256((run_path / "sae.safetensors").read_bytes()).hexdigest(),
@@ -216,7 +219,7 @@ def _write(source: _Source, folder: Path, options: EncodeOptions, reporter: Repo
         row_start=splits.row_start,
         row_stop=splits.row_stop,
         held_out_start=splits.held_out_start,
-        store=str(store.path.absolute()),
+        store=store.objects.absolute_url,
         store_fingerprint=store.fingerprint,
         is_training_store=source.is_training_store,
         site=source.array.site.path,

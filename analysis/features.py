@@ -71,7 +71,7 @@ class FeaturesInfo:
     """Every held-out row is at or after this one and every training row before it; None where the store is in source
     order (there `rows/split` alone says) or is not the training store."""
     store: str
-    """Path of the activation store."""
+    """Absolute path, or URL, of the activation store."""
     store_fingerprint: str
     is_training_store: bool
     """Whether the SAE was trained on this store."""

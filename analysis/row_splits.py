@@ -6,14 +6,9 @@ from numpy.typing import NDArray
 from ..store.reader import ActivationStore
 from .features import HELD_OUT, NOT_ENCODED, OTHER_STORE, TRAIN
 
-_AT_ONCE = 1 << 20  # positions turned into rows at a time
-
 
 class RowSplits:
-    """The split of every physical row, for the positions `[start, stop)` of a store.
-
-    In a store in random order positions ascend with rows, so that three rows say it all. In one in source order
-    positions are a permutation of the rows, and a table of one byte a row is kept.
+    """The split of every row, for the positions `[start, stop)` of a store.
 
     Parameters
     ----------
@@ -26,41 +21,26 @@ class RowSplits:
     """
 
     def __init__(self, store: ActivationStore, start: int, stop: int, *, is_training_store: bool) -> None:
-        edge = store.split("heldout")[0] if is_training_store else None
+        self._store, self._start, self._stop = store, start, stop
+        self._edge = store.split("heldout")[0] if is_training_store else None
         self.row_start, self.row_stop = 0, store.n_rows
         """Every row to encode is among these."""
         self.held_out_start: int | None = None
         """First row that is not a training row, where one row divides them."""
-        self._store = store
-        self._is_training_store = is_training_store
-        self._table: NDArray[np.uint8] | None = None
-        if store.row_order == "source":
-            self._table = _table(store, start, stop, edge)
+        if store.row_order != "random" or len(store.parts) > 1:
             return
+        # Positions ascend with rows.
         first, last = store.rows_of(np.array([start, stop - 1])).tolist()
         self.row_start, self.row_stop = first, last + 1
-        if edge is not None:
-            self.held_out_start = int(store.rows_of(np.array([edge]))[0]) if edge < store.n_valid else store.n_rows
+        if self._edge is not None:
+            has_held_out = self._edge < store.n_valid
+            self.held_out_start = int(store.rows_of(np.array([self._edge]))[0]) if has_held_out else store.n_rows
 
     def codes(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Split of the rows `[start, stop)`, in the codes of `rows/split`."""
-        if self._table is not None:
-            return self._table[start:stop]
-        row = np.arange(start, stop)
+        position = self._store.positions_of(np.arange(start, stop))  # -1 where the image could not be read
         codes = np.full(stop - start, OTHER_STORE, np.uint8)
-        if self.held_out_start is not None:
-            codes[:] = np.where(row < self.held_out_start, TRAIN, HELD_OUT)
-        asked_for = (row >= self.row_start) & (row < self.row_stop)
-        if not asked_for.any():
-            return np.full(stop - start, NOT_ENCODED, np.uint8)
-        codes[~(asked_for & self._store.valid(start, stop))] = NOT_ENCODED
+        if self._edge is not None:
+            codes[:] = np.where(position < self._edge, TRAIN, HELD_OUT)
+        codes[(position < self._start) | (position >= self._stop)] = NOT_ENCODED
         return codes
-
-
-def _table(store: ActivationStore, start: int, stop: int, edge: int | None) -> NDArray[np.uint8]:
-    table = np.full(store.n_rows, NOT_ENCODED, np.uint8)
-    for first in range(start, stop, _AT_ONCE):
-        positions = np.arange(first, min(first + _AT_ONCE, stop))
-        codes = OTHER_STORE if edge is None else np.where(positions < edge, TRAIN, HELD_OUT)
-        table[store.rows_of(positions)] = codes
-    return table

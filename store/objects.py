@@ -29,6 +29,11 @@ class Objects(ABC):
     def __str__(self) -> str:
         return self.url
 
+    @property
+    def absolute_url(self) -> str:
+        """What names the place from any working directory: an absolute path, or the URL."""
+        return self.url if self.local is None else str(self.local.absolute())
+
     @abstractmethod
     def read(self, name: str) -> bytes:
         """All bytes of an object; `FileNotFoundError` where there is none."""

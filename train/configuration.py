@@ -26,17 +26,19 @@ def choose_site(store: ActivationStore, options: TrainOptions) -> Site:
         return fits[0]
     held = "; ".join(str(site) for site in store.sites)
     if fits:
-        raise StoreError(f"{store.path} holds several sites ({held}): say which with --layer, --site or --token.")
+        raise StoreError(f"{store.url} holds several sites ({held}): say which with --layer, --site or --token.")
     named = (("--layer", options.layer), ("--site", options.site), ("--token", options.token))
     asked = " ".join(f"{flag} {value}" for flag, value in named if value is not None)
-    raise StoreError(f"{store.path} does not hold the site asked for ({asked}); it holds {held}.")
+    raise StoreError(f"{store.url} does not hold the site asked for ({asked}); it holds {held}.")
 
 
 def describe_run(
     options: TrainOptions, store: ActivationStore, site: Site, run_path: Path, d_sae: int
 ) -> dict[str, Any]:
     """Everything of config.json but its format."""
-    path = Path(store.path).resolve()
+    folder = store.objects.local
+    # A run and its store on one disk may be moved together.
+    from_run = {"path_from_run": relpath(folder.resolve(), run_path.resolve())} if folder is not None else {}
     return {
         "options": options.to_json(),
         "site": site.path,
@@ -48,8 +50,9 @@ def describe_run(
         "train_positions": list(store.split("train")),
         "heldout_positions": list(store.split("heldout")),
         "store": {
-            "path": str(path),
-            "path_from_run": relpath(path, run_path.resolve()),
+            "path": store.objects.absolute_url if folder is None else str(folder.resolve()),
+            **from_run,
+            "n_parts": len(store.parts),
             "fingerprint": store.fingerprint,
             "n_rows": store.n_rows,
             "n_valid": store.n_valid,

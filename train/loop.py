@@ -78,6 +78,19 @@ def train(
 ) -> TrainResult:
     """Train one SAE.
 
+    Parameters
+    ----------
+    options
+        Of the training.
+    store_path
+        Path or URL of the store.
+    run_path
+        Folder of the run.
+    reporter
+        Told what is done, and how far.
+    resume
+        Go on with the run from its last checkpoint.
+
     Raises
     ------
     ValueError
@@ -89,24 +102,24 @@ def train(
     """
     reporter = reporter or Reporter()
     run_path = Path(run_path)
-    store = open_store(store_path)
+    started = open_run(run_path) if resume else None
+    # A store that has grown is read as it was when the run was started.
+    store = open_store(store_path, n_parts=None if started is None else started.n_store_parts)
     site = choose_site(store, options)
     activations = store.activations(site)
     device = choose_device(options.device)
     d_sae = options.d_sae(activations.d_in)
     config = describe_run(options, store, site, run_path, d_sae)
-    if resume:
-        run = open_run(run_path)
-        check_resumable(run, options, config)
-        if run.is_finished:
+    if started is not None:
+        check_resumable(started, options, config)
+        if started.is_finished:
             reporter.say(f"{run_path} is finished: {options.steps:,} steps. Nothing to resume.")
-            return _finished_result(run)
+            return _finished_result(started)
     else:
         check_space(run_path, activations.d_in, d_sae)
         make_folder(run_path)
     with closing(FolderLock(run_path)):  # before --overwrite removes anything
-        if not resume:
-            run = create_run(run_path, config, overwrite=options.overwrite)
+        run = started or create_run(run_path, config, overwrite=options.overwrite)
         return _Training(run, options, activations, device, reporter).run()
 
 

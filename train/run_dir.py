@@ -42,13 +42,14 @@ RUN_FILES = (
 )
 
 
-_CONFIG_FIELDS = {
+_CONFIG_FIELDS: dict[str, Any] = {
     "options": dict,
     "site": str,
     "d_in": int,
     "d_sae": int,
     "store.path": str,
-    "store.path_from_run": str,
+    "store.path_from_run": str | None,
+    "store.n_parts": int,
     "store.fingerprint": str,
     "store.provenance": dict,
 }
@@ -83,11 +84,21 @@ class Run:
         return int(self.config["d_sae"])
 
     @property
-    def store_path(self) -> Path:
-        """The store it was trained on: where it was then, or at the same place relative to the run, if moved along."""
-        path, relative = Path(self.config["store"]["path"]), Path(self.config["store"]["path_from_run"])
+    def store_path(self) -> str:
+        """Path or URL of the store it was trained on.
+
+        On a disk: where it was then, or at the same place relative to the run, if moved along.
+        """
+        place, relative = str(self.config["store"]["path"]), self.config["store"].get("path_from_run")
+        if relative is None:
+            return place
         moved = (self.path / relative).resolve()
-        return moved if moved.exists() and not path.exists() else path
+        return str(moved) if moved.exists() and not Path(place).exists() else place
+
+    @property
+    def n_store_parts(self) -> int:
+        """Parts that the store had then; others may have been added since."""
+        return int(self.config["store"]["n_parts"])
 
     @property
     def store_fingerprint(self) -> str:

@@ -39,7 +39,7 @@ def make_run(tmp_path: Path) -> Callable[..., MadeRun]:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, generator=generator)
 
-        d_in = store.d_in
+        d_in = store.activations(store.sites[0]).d_in
         encoder = normal(d_sae, d_in)
         b_enc = normal(d_sae) * 0.3 - 0.8
         b_enc[3] = -1e4
@@ -53,6 +53,7 @@ def make_run(tmp_path: Path) -> Callable[..., MadeRun]:
             "store": {
                 "path": str(store_path),
                 "path_from_run": "nowhere",
+                "n_parts": len(store.parts),
                 "fingerprint": store.fingerprint,
                 "provenance": store.provenance.to_json(),
             },

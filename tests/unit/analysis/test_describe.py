@@ -7,7 +7,7 @@ from thresher.store.errors import StoreError
 
 
 def test_an_unfinished_store_is_described_with_how_far_it_got(make_store):
-    made = make_store(200, chunks=range(2))
+    made = make_store(200, windows=range(2))
     description = describe(made.path)
     text = dict(description.lines)
     assert "holds 128 of 200 rows" in text["state"]

@@ -32,7 +32,7 @@ def test_a_pass_shows_each_training_row_once_and_no_held_out_row(make_store):
 
 
 def test_reading_ahead_gives_the_batches_of_their_steps(small_store):
-    batches = loader(small_store, prefetch=2)
+    batches = loader(small_store)
     ahead = list(batches.batches(5, 12))
     assert len(ahead) == 7
     for step, batch in enumerate(ahead, 5):
@@ -67,17 +67,18 @@ def test_a_sample_holds_each_row_at_most_once(small_store):
     assert len(everything.unique(dim=0)) == 692
 
 
-def test_an_error_of_the_reading_thread_is_raised_at_its_batch(small_store):
-    batches = loader(small_store, prefetch=2)
-    read = batches._read_host
+def test_an_error_of_the_reading_thread_is_raised_at_its_batch(small_store, monkeypatch):
+    from thresher.store.batches import _RunReading
 
-    def fails(step):
+    read = _RunReading._read
+
+    def fails(self, step):
         if step == 3:
             raise OSError("disk gone")
-        return read(step)
+        return read(self, step)
 
-    batches._read_host = fails
-    stream = batches.batches(0, 10)
+    monkeypatch.setattr(_RunReading, "_read", fails)
+    stream = loader(small_store).batches(0, 10)
     for _ in range(3):
         next(stream)
     with pytest.raises(OSError, match="disk gone"):
@@ -87,7 +88,7 @@ def test_an_error_of_the_reading_thread_is_raised_at_its_batch(small_store):
 def test_closing_the_stream_ends_its_thread(small_store):
     import threading
 
-    stream = loader(small_store, prefetch=2).batches(0, 1000)
+    stream = loader(small_store).batches(0, 1000)
     next(stream)
     stream.close()
-    assert not [t for t in threading.enumerate() if t.name == "thresher-loader"]
+    assert not [t for t in threading.enumerate() if t.name.startswith("thresher-read")]
