@@ -27,6 +27,7 @@ Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 _REMOTE_REQUESTS = 64  # most chunks asked for at a time
 _PIECE_BYTES = 4 << 20  # of a buffer, read by one thread at a time
 _BATCHES_AHEAD = 16  # most
+_BYTES_AHEAD = 48 << 20  # beyond two batches; more makes a disk no faster
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ class _RunReading:
     def __init__(self, reader: BatchReader) -> None:
         self._reader = reader
         batch_bytes = sum(array.row_bytes for array in reader.arrays) * reader.batch_size // reader.n_ranks
-        self._most_ahead = max(1, min(_BATCHES_AHEAD, reader._memory_bytes // max(1, batch_bytes)))
+        ahead = max(2, min(_BATCHES_AHEAD, _BYTES_AHEAD // max(1, batch_bytes)))
+        self._most_ahead = max(1, min(ahead, reader._memory_bytes // max(1, batch_bytes)))
 
     def batches(self, first: int, stop: int) -> Generator[Batch, None, None]:
         if stop - first == 1:  # one batch alone: no threads
@@ -226,7 +228,6 @@ class _BufferReading:
         self._buffer_rows = -(-reader.n_rows // n_buffers)
         self._n_buffers = n_buffers
         self._buffers: OrderedDict[tuple[int, int], _Buffer] = OrderedDict()
-        self._pool = BufferPool()
         self._active = threading.Semaphore(0)
         self._n_active = 0
 
@@ -257,35 +258,38 @@ class _BufferReading:
 
     def _submit(self, step: int, readers: ThreadPoolExecutor, drawers: ThreadPoolExecutor) -> "Future[Batch]":
         """Draw a batch once the buffers that it needs are there; begin the buffer after them."""
-        pieces = []
+        pieces: list[tuple[_Buffer, int, int]] = []
         for number, first, last in self._reader.share(step):
             while first < last:
                 nth = first // self._buffer_rows
                 end = min(last, (nth + 1) * self._buffer_rows)
-                pieces.append((self._open(number, nth, readers), first, end))
+                pieces.append((self._open(number, nth, readers, [buffer for buffer, _, _ in pieces]), first, end))
                 first = end
         future = drawers.submit(self._draw, step, pieces)
         for buffer, _, _ in pieces:
             buffer.uses.append(future)
         if self._n_buffers > 1 and pieces:
             number, nth = pieces[-1][0].key
-            self._open(*((number, nth + 1) if nth + 1 < self._n_buffers else (number + 1, 0)), readers)
+            self._open(*((number, nth + 1) if nth + 1 < self._n_buffers else (number + 1, 0)), readers, [])
         return future
 
-    def _open(self, number: int, nth: int, readers: ThreadPoolExecutor) -> _Buffer:
+    def _open(self, number: int, nth: int, readers: ThreadPoolExecutor, in_use: list[_Buffer]) -> _Buffer:
+        """A buffer of a pass, begun where it is not there yet; `in_use` are to be drawn from beside it."""
         # With one buffer for everything the rows stay in memory, and only their order changes from pass to pass.
         key = (number if self._n_buffers > 1 else 0, nth)
         if key in self._buffers:
             return self._buffers[key]
+        reader, values = self._reader, None
         if len(self._buffers) >= 2:
             _, oldest = self._buffers.popitem(last=False)
-            wait_for(oldest.uses)  # draws still to come from it; they are short
-            del oldest
-        reader = self._reader
+            if oldest not in in_use:
+                wait_for([*oldest.reads, *oldest.uses])  # draws still to come from it; they are short
+                values = oldest.values  # its memory, which waiting for its last reference would double
+        if values is None:
+            values = [np.empty((self._buffer_rows, array.d_in), array.stored_dtype) for array in reader.arrays]
         first = nth * self._buffer_rows
         n = min(self._buffer_rows, reader.n_rows - first)
         runs = reader.order.pass_runs(key[0], first, first + n)
-        values = [self._pool.take((self._buffer_rows, array.d_in), array.stored_dtype) for array in reader.arrays]
         buffer = _Buffer(key, runs, first, n, values)
         ends = np.cumsum(runs[1])
         row_bytes = sum(array.row_bytes for array in reader.arrays)

@@ -16,6 +16,7 @@ RUN_LENGTH = 64
 """Rows that are read as one piece: 128 KB at d = 1024 in float16."""
 
 _GOLDEN = 0.6180339887498949
+_BLOCK = 4096  # runs whose places are computed at once: for 64 alone that takes as long as for 1,000
 
 Runs = tuple[NDArray[np.int64], NDArray[np.int64]]
 """First position and length of each run."""
@@ -52,6 +53,7 @@ class UniformRuns:
     def __init__(self, n: int, run_length: int, *key: int) -> None:
         self.n, self.run_length, self._key = n, min(n, run_length), key
         self._pass: tuple[int, int, Permutation] | None = None
+        self._block: tuple[int, int, NDArray[np.int64]] | None = None
 
     def runs(self, number: int, first: int, last: int) -> Runs:
         """See `PassOrder`."""
@@ -60,7 +62,8 @@ class UniformRuns:
         place = np.arange(first // r, (last - 1) // r + 1, dtype=np.int64)
         whole = n // r
         run = place.copy()
-        run[place < whole] = order(place[place < whole])  # the short run at the end of the circle comes last
+        inside = int(np.count_nonzero(place < whole))  # the short run at the end of the circle comes last
+        run[:inside] = self._drawn(number, order, int(place[0]), int(place[0]) + inside)
         start, length = run * r, np.where(place < whole, r, n - whole * r).astype(np.int64)
         cut = first - place[0] * r
         start[0] += cut
@@ -74,6 +77,17 @@ class UniformRuns:
         at = np.flatnonzero(wraps) + 1
         length = length - beyond
         return np.insert(start, at, 0), np.insert(length, at, beyond[wraps])
+
+    def _drawn(self, number: int, order: Permutation, first: int, last: int) -> NDArray[np.int64]:
+        """The runs at places `[first, last)` of pass `number`."""
+        block = first // _BLOCK
+        if last > (block + 1) * _BLOCK or first >= last:
+            return order(np.arange(first, last))
+        current = self._block  # threads of two blocks may ask at once
+        if current is None or current[:2] != (number, block):
+            places = np.arange(block * _BLOCK, min((block + 1) * _BLOCK, order.n))
+            current = self._block = (number, block, order(places))
+        return current[2][first - block * _BLOCK : last - block * _BLOCK]
 
     def _open_pass(self, number: int) -> tuple[int, Permutation]:
         current = self._pass  # threads of two passes may ask at once

@@ -120,6 +120,31 @@ def test_memory_goes_round_when_nobody_holds_it():
     assert place in places
 
 
+@pytest.mark.parametrize("batch_size", [40, 99])
+def test_two_buffers_serve_a_whole_reading_from_pass_to_pass(make_store, monkeypatch, batch_size):
+    store = open_store(make_store(N, D, order="source").path)  # 693 training rows: buffers of 99
+    reader = BatchReader([store.activations()], batch_size=batch_size, seed=0, memory_bytes=TINY)
+    made, empty = [], np.empty
+
+    def counted(shape, *options):
+        made.append(shape)
+        return empty(shape, *options)
+
+    monkeypatch.setattr("thresher.store.batches.np.empty", counted)
+    assert sum(len(batch.values[0]) for batch in reader.batches(0, 60)) == 60 * batch_size
+    assert made.count((99, D)) == 2
+
+
+def test_a_batch_larger_than_a_buffer_is_drawn_from_several(make_store):
+    store = open_store(make_store(N, D, order="source").path)
+    everything = store.activations().read(0, store.n_rows)
+    # Room for 520 rows makes two buffers of 347 for the 693: a batch of 500 lies in two, or three over a pass's end.
+    reader = BatchReader([store.activations()], batch_size=500, seed=0, memory_bytes=2 * 520 * D * 2)
+    kept = list(reader.batches(0, 40))
+    for batch in kept:
+        np.testing.assert_array_equal(batch.values[0], everything[batch.rows()])
+
+
 @pytest.mark.parametrize("kind", ["runs", "source", "compressed"])
 def test_damage_stops_the_reading_where_it_is_met(make_store, kind):
     made = make_store(N, D, **KINDS[kind])
