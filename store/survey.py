@@ -3,13 +3,18 @@
 Shapes: n rows, d_in coordinates.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .shuffle import Permutation
+
+if TYPE_CHECKING:
+    from .reader import ActivationArray
 
 SAMPLE_ROWS = 16_384
 """Rows of a sample: the norm of their mean is known to 1 / sqrt(16,384), 0.8 % of the deviation."""
@@ -24,6 +29,7 @@ LARGEST = 5
 """Coordinates that are told one by one."""
 
 _SURVEY_ORDER = 8  # first word of the key of the sample's places, see `shuffle`
+_CHUNKS_AT_ONCE = 16  # from a bucket
 _BLOCK_VALUES = 1 << 21  # values that are held in float64 at once: 16 MB
 
 
@@ -165,8 +171,54 @@ class Moments:
         )
 
 
+def survey_array(array: "ActivationArray", *, sample_bytes: int = SAMPLE_BYTES, seed: int = 0) -> tuple[Survey, int]:
+    """The survey of a sample of an array's rows, and from how many places they come.
+
+    Parameters
+    ----------
+    array
+        Of a finished store.
+    sample_bytes
+        That may be read for it, unless `MIN_PLACES` chunks are more.
+    seed
+        Of the places: under one seed, arrays of one store with vectors of one length are sampled at the same rows.
+    """
+    store = array.store
+    starts, stops, first = [], [], 0
+    for part in store.parts:
+        edges = np.arange(0, part.n_rows, part.rows_per_chunk)
+        starts.append(first + edges)
+        stops.append(first + np.minimum(edges + part.rows_per_chunk, part.n_rows))
+        first += part.n_rows
+    chunk_bytes = store.rows_per_chunk * array.row_bytes
+    runs = sample_runs(np.concatenate(starts), np.concatenate(stops), chunk_bytes, sample_bytes, seed)
+    moments = Moments(array.d_in)
+    for rows, valid in _read_runs(array, *runs):
+        moments.add(to_float(rows, array.dtype), valid)
+    return moments.survey(), len(runs[0])
+
+
+def _read_runs(
+    array: "ActivationArray", starts: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """The rows of each run, and which of them are readable."""
+
+    def read(start: int, length: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        return array.read(start, start + length), array.store.valid(start, start + length)
+
+    if array.store.objects.local is not None:
+        yield from map(read, starts.tolist(), lengths.tolist())
+        return
+    with ThreadPoolExecutor(_CHUNKS_AT_ONCE) as pool:
+        yield from pool.map(read, starts.tolist(), lengths.tolist())
+
+
 def sample_runs(
-    chunk_starts: NDArray[np.int64], chunk_stops: NDArray[np.int64], chunk_bytes: int, seed: int = 0
+    chunk_starts: NDArray[np.int64],
+    chunk_stops: NDArray[np.int64],
+    chunk_bytes: int,
+    sample_bytes: int = SAMPLE_BYTES,
+    seed: int = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Runs of rows from random chunks, one a chunk, as many as make a sample of `SAMPLE_ROWS` rows.
 
@@ -176,6 +228,8 @@ def sample_runs(
         First row of each chunk, and the row after its last.
     chunk_bytes
         Of a whole chunk: what reading any row of it costs the first time.
+    sample_bytes
+        That all chunks together may cost.
     seed
         Of the places.
 
@@ -184,7 +238,7 @@ def sample_runs(
     First rows, ascending, and lengths.
     """
     n_chunks = len(chunk_starts)
-    n_places = min(n_chunks, max(MIN_PLACES, SAMPLE_BYTES // chunk_bytes))
+    n_places = min(n_chunks, max(MIN_PLACES, sample_bytes // chunk_bytes))
     order = Permutation(n_chunks, _SURVEY_ORDER, seed)
     chosen = np.sort(order(np.arange(n_places)))
     held = chunk_stops[chosen] - chunk_starts[chosen]

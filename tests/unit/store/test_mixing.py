@@ -1,10 +1,14 @@
 """The chi-square of a batch's labels against its mean under sampling without replacement."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
-from thresher.store.mixing import chi2_per_df, class_numbers, expected_chi2
+from thresher.store.batches import BatchReader
+from thresher.store.mixing import batch_mixing, chi2_per_df, count_labels, expected_chi2, measure_mixing
+from thresher.store.reader import open_store
+from thresher.store.writer import create_store
 
 
 def test_two_of_six_rows_by_hand():
@@ -43,13 +47,6 @@ def test_a_batch_of_one_class_of_many_is_as_bad_as_the_batch_is_large():
     assert found == pytest.approx(500 * (1_000_000 - 1) / (1_000_000 - 500))
 
 
-def test_rows_without_a_label_are_a_class_of_their_own():
-    numbers, class_rows = class_numbers(np.array([2, -1, 2, 0, -1, -1], np.int32))
-    assert numbers.tolist() == [3, 0, 3, 1, 0, 0]
-    assert class_rows.tolist() == [3, 1, 0, 2]
-    assert class_numbers(np.full(5, -1))[1].tolist() == [5]
-
-
 @pytest.mark.parametrize(
     ("labels", "class_rows", "message"),
     [
@@ -64,3 +61,92 @@ def test_rows_without_a_label_are_a_class_of_their_own():
 def test_what_has_no_mixing_is_refused(labels, class_rows, message):
     with pytest.raises(ValueError, match=message):
         chi2_per_df(np.array(labels, np.int64), np.array(class_rows))
+
+
+def test_labels_are_counted_over_readable_and_over_training_rows(make_store, monkeypatch):
+    monkeypatch.setattr("thresher.store.mixing._ROWS_AT_ONCE", 77)
+    made = make_store(700, 4, n_labels=6, unlabelled=(1, 5, 9), invalid=(0, 350, 699))
+    store = open_store(made.path)
+    counts = count_labels(store)
+    labels = made.labels[made.row_image]
+    train = store.rows_of(np.arange(store.n_train))
+    for found, rows in ((counts.readable, made.valid), (counts.train, train)):
+        assert found.tolist() == [int((labels[rows] == label).sum()) for label in range(-1, 6)]
+    assert counts.train.sum() == store.n_train == 690
+    first = count_labels(store, most_rows=100)
+    assert first.n_rows == 100
+    assert first.readable.sum() == made.valid[:100].sum()
+
+
+@pytest.fixture
+def sorted_store(make_store, tmp_path):
+    """A factory of stores of 414,000 images that come sorted by class, 414 each, with one small vector an image."""
+    n = 414_000
+    template = make_store(2, 2).spec
+
+    def make(order):
+        provenance = replace(template.provenance, n_images=n, row_order=order)
+        spec = replace(
+            template, n_images=n, provenance=provenance, rows_per_chunk=1 << 15, thumbnail_px=None, label_names=None
+        )
+        labels = (np.arange(n) // 414).astype(np.int32)
+        with create_store(tmp_path / order, spec, keys=[b""] * n, labels=labels) as writer:
+            for number in range(writer.n_windows):
+                start, stop = writer.window_images(number)
+                window, n_here = writer.window(number), stop - start
+                window.put(start, {site: np.ones((n_here, 2), "f4") for site in spec.sites}, np.ones(n_here, bool))
+                window.commit()
+        return open_store(tmp_path / order)
+
+    return make
+
+
+def test_rows_in_random_order_give_fair_batches_in_every_epoch(sorted_store):
+    store = sorted_store("random")
+    counts = count_labels(store)
+    reader = BatchReader([store.activations()], batch_size=4096, seed=3, last="drop")
+    assert reader.steps_per_epoch == 100
+    found = np.array([batch_mixing(batch, counts) for batch in reader.batches(0, 300)]).reshape(3, 100)
+    assert (found.mean(axis=1) < 1.02).all()  # the target is 1.1
+    assert (found.mean(axis=1) > 0.98).all()
+    measured = measure_mixing(store.activations(), counts, seed=3)
+    assert (measured.batch_size, measured.n_batches) == (4096, 50)
+    assert measured.mean == pytest.approx(found[0, :50].mean(), rel=1e-12)
+    assert measured.largest == pytest.approx(found[0, :50].max(), rel=1e-12)
+
+
+def test_sorted_rows_fail_the_same_measure_read_in_order_and_meet_the_plan_read_through_a_buffer(sorted_store):
+    store = sorted_store("source")
+    counts, labels = count_labels(store), store.labels(0, store.n_rows).astype(np.int64) + 1
+    in_order = [chi2_per_df(labels[step * 4096 : (step + 1) * 4096], counts.readable) for step in range(100)]
+    assert np.mean(in_order) > 100  # a batch holds 10 of the 1,000 classes
+    array = store.activations()
+    for mixing in (1.1, 4.0):
+        # 40,000 rows in each of two buffers of 4 bytes a row
+        reader = BatchReader([array], batch_size=4096, seed=0, memory_bytes=320_000, mixing=mixing, last="drop")
+        assert reader.plan.mode == "buffer"
+        found = [batch_mixing(batch, counts) for batch in reader.batches(0, 100)]
+        assert np.mean(found) == pytest.approx(reader.plan.mixing, rel=0.1)
+        assert reader.plan.mixing == pytest.approx(mixing, rel=0.1)
+
+
+@pytest.mark.parametrize("settings", [{"n_labels": 1}, {"unlabelled": range(300)}, {"n": 7}])
+def test_there_is_no_mixing_to_measure_without_two_labels_or_in_a_handful_of_rows(make_store, settings):
+    store = open_store(make_store(**settings).path)
+    assert measure_mixing(store.activations(), count_labels(store)) is None
+
+
+def test_a_store_whose_labels_were_not_all_counted_is_not_measured(make_store):
+    store = open_store(make_store(300).path)
+    assert measure_mixing(store.activations(), count_labels(store)) is not None
+    assert measure_mixing(store.activations(), count_labels(store, most_rows=299)) is None
+
+
+@pytest.mark.parametrize("settings", [{"codec": "zstd"}, {"order": "source"}, {"tokens": 3}])
+def test_the_labels_that_are_measured_are_those_of_the_batches_that_training_reads(make_store, settings):
+    array = open_store(make_store(600, n_labels=7, **settings).path).activations()
+    counts = count_labels(array.store)
+    measured = measure_mixing(array, counts, n_batches=20, seed=5)
+    reader = BatchReader([array], batch_size=measured.batch_size, seed=5, last="drop")
+    found = [batch_mixing(batch, counts) for batch in reader.batches(0, 20)]
+    assert measured.mean == pytest.approx(np.mean(found), rel=1e-12)

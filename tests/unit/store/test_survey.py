@@ -5,7 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from thresher.store.survey import MIN_PLACES, SAMPLE_BYTES, SAMPLE_ROWS, Moments, sample_runs, to_float
+from thresher.store import committed
+from thresher.store.chunks import ChunkReader
+from thresher.store.committed import read_committed
+from thresher.store.format import CODECS, Site
+from thresher.store.parts import merge_stores
+from thresher.store.reader import open_store
+from thresher.store.survey import (
+    MIN_PLACES,
+    SAMPLE_BYTES,
+    SAMPLE_ROWS,
+    Moments,
+    sample_runs,
+    survey_array,
+    to_float,
+)
 
 
 def survey_of(rows, valid=None, *, blocks=1):
@@ -156,3 +170,75 @@ def test_large_chunks_are_touched_a_few_times_only():
     first, length = sample_runs(*chunks(400_000_000, 65_536), 65_536 * 2048)
     assert len(first) == MIN_PLACES
     assert length.tolist() == [SAMPLE_ROWS // MIN_PLACES] * MIN_PLACES
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+@pytest.mark.parametrize("settings", [{}, {"codec": "zstd"}, {"tokens": 3}, {"order": "source"}])
+def test_a_small_array_s_survey_is_that_of_all_its_readable_rows(make_store, dtype, settings):
+    sites = {Site(1): 8, Site(2, "mlp_act"): 20}
+    store = open_store(make_store(300, widths=sites, dtype=dtype, invalid=(0, 99), **settings).path)
+    for site, width in sites.items():
+        array = store.activations(site)
+        s, n_places = survey_array(array)
+        rows = array.tensor(array.read_positions(0, store.n_valid)).double().numpy()
+        want = by_numpy(rows)
+        assert rows.shape == (s.n_rows, width)
+        assert (s.n_unreadable, s.n_not_finite) == (2 * store.tokens_per_image, 0)
+        assert n_places == -(-store.n_rows // 64)
+        for name in ("mean_norm", "norm_of_mean", "deviation", "zero_share"):
+            assert getattr(s, name) == pytest.approx(float(want[name]), rel=1e-9), name
+
+
+def test_a_survey_spans_the_parts_of_a_store_and_is_the_same_from_a_bucket(make_store, tmp_path):
+    places = [str(tmp_path / "a"), "memory://survey/b"]
+    for seed, place in enumerate(places):
+        make_store(200, place=place, seed=seed, key_prefix=place, invalid=(3,))
+    merge_stores(places, str(tmp_path / "both"))
+    both = open_store(tmp_path / "both").activations()
+    s, n_places = survey_array(both)
+    rows = np.concatenate([open_store(place).activations().read_positions(0, 199) for place in places])
+    assert s.mean_norm == pytest.approx(float(by_numpy(rows)["mean_norm"]), rel=1e-12)
+    assert (s.n_rows, s.n_unreadable, n_places) == (398, 2, 8)
+    assert read_committed(both).n_read == 8
+
+
+def test_a_survey_reads_no_more_chunks_than_its_bytes_allow(make_store, monkeypatch):
+    store = open_store(make_store(4000, 8).path)  # 63 chunks of 1 kB
+    loaded = set()
+    record = ChunkReader.record
+
+    def note(reader, chunk):
+        if reader.name.startswith("layers/"):
+            loaded.add(chunk)
+        return record(reader, chunk)
+
+    monkeypatch.setattr(ChunkReader, "record", note)  # asked for at a chunk's first use
+    s, n_places = survey_array(store.activations(), sample_bytes=10 * 64 * 16)
+    assert n_places == len(loaded) == 10
+    assert s.n_rows in (640, 640 - 64 + 4000 % 64)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_commit_records_tell_the_largest_magnitude_and_the_codec_s_gain(make_store, codec):
+    rows = np.zeros((300, 8))
+    rows[:, 0], rows[123, 5] = np.arange(300), -4321.5
+    made = make_store(300, 8, rows=rows, codec=codec, invalid=(7,))
+    found = read_committed(open_store(made.path).activations())
+    chunks = list((made.path / Site(1).path / "c").glob("*/0"))
+    assert (found.n_chunks, found.n_read) == (5, 5)
+    assert found.max_abs == 4321.5
+    assert found.stored_bytes == sum(chunk.stat().st_size for chunk in chunks)
+    assert found.raw_bytes == 5 * 64 * 8 * 2
+    assert found.codec_ratio == pytest.approx(found.raw_bytes / found.stored_bytes)
+    assert (found.codec_ratio > 1.5) == (codec != "none")
+
+
+def test_of_very_many_commit_records_a_seeded_part_is_read_and_counted(make_store, monkeypatch):
+    monkeypatch.setattr(committed, "RECORDS", 8)
+    monkeypatch.setattr(committed, "_TOGETHER", 4)
+    rows = np.repeat(np.arange(40), 50)[:, None] * np.ones((1, 2))
+    array = open_store(make_store(2000, 2, rows=rows, rows_per_chunk=50, order="source").path).activations()
+    found = read_committed(array)
+    assert (found.n_chunks, found.n_read) == (40, 8)
+    assert found == read_committed(array)
+    assert {read_committed(array, seed=seed).max_abs for seed in range(9)} <= set(range(3, 40, 4))
