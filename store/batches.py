@@ -283,7 +283,8 @@ class _BufferReading:
         if len(self._buffers) >= 2:
             _, oldest = self._buffers.popitem(last=False)
             if oldest not in in_use:
-                wait_for([*oldest.reads, *oldest.uses])  # draws still to come from it; they are short
+                wait_for(oldest.reads)
+                wait_for(oldest.uses)  # draws still to come from it; they are short
                 values = oldest.values  # its memory, which waiting for its last reference would double
         if values is None:
             values = [np.empty((self._buffer_rows, array.d_in), array.stored_dtype) for array in reader.arrays]
