@@ -8,6 +8,7 @@ import signal
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -168,14 +169,17 @@ def decoded_batches(
     return _checked(iterator)
 
 
-def _checked(iterator: Iterator[Batch]) -> Generator[Batch, None, None]:
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Say what became of a decoding process that died: torch raises its error wherever the main thread then is.
+
+    Raises
+    ------
+    ChildProcessError
+        When a worker dies while the block runs.
+    """
     try:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            yield batch
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -183,6 +187,17 @@ def _checked(iterator: Iterator[Batch]) -> Generator[Batch, None, None]:
             f"a decoding process died ({' '.join(str(error).split())}). It was killed from outside, or memory (or "
             "/dev/shm) ran out: try fewer --workers. Run the same command again to go on."
         ) from error
+
+
+def _checked(iterator: Iterator[Batch]) -> Generator[Batch, None, None]:
+    try:
+        while True:
+            with naming_dead_workers():
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+            yield batch
     finally:
         shutdown = getattr(iterator, "_shutdown_workers", None)
         if shutdown is not None:
@@ -196,9 +211,9 @@ class _WorkerStart:
         self._held = held
 
     def __call__(self, _worker: int) -> None:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # Ctrl-C reaches the whole group; the main process ends its workers
+        # Ctrl-C, and torchrun's SIGTERM, reach the whole group; the main process ends its workers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self._held is not None:
             self._held.close()  # else a worker that outlives a killed harvest would hold the store's lock
 

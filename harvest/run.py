@@ -15,6 +15,7 @@ from ..store.part import StorePart
 from ..store.reader import ActivationStore, Unreadable, open_store
 from ..store.writer import StoreWriter, resume_store
 from .announce import announce
+from .batches import naming_dead_workers
 from .images import ImageSet, open_images
 from .loop import write_windows
 from .options import HarvestOptions
@@ -112,6 +113,8 @@ def _harvest(
     for note in tower.notes:
         reporter.warn(note)
     job = prepare(options, images, source, tower, reporter, measure=ranks.is_first)
+    if tower.device.type == "cpu":
+        ranks.threads()  # found now, not in the time of the loop
     target, writer = _open(options, job, store, ranks)
     profile = Profile(is_on=options.profile)
     with writer:
@@ -195,7 +198,7 @@ def _share_windows(
         steps = write_windows(
             job, writer, windows, workers=workers, ranks=ranks, profile=profile, strict=options.strict
         )
-        with closing(steps):
+        with naming_dead_workers(), closing(steps):
             for n in steps:
                 tell(n)
     profile.publish(time.monotonic() - started, ranks)

@@ -360,6 +360,18 @@ def test_a_worker_that_is_killed_is_reported_and_the_harvest_goes_on_later(optio
     assert harvest(options(workers=1), folder, tmp_path / "s.zarr").n_valid == 12
 
 
+def test_a_worker_that_dies_while_a_window_is_written_is_reported_too(options, folder, tmp_path, monkeypatch):
+    real = WindowWriter.commit
+
+    def commit(self):
+        real(self)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # torch's, in its SIGCHLD handler
+
+    monkeypatch.setattr(WindowWriter, "commit", commit)
+    with pytest.raises(ChildProcessError, match=r"a decoding process died \(DataLoader worker \(pid 7\)"):
+        harvest(options(workers=1), folder, tmp_path / "s.zarr")
+
+
 def test_the_callers_random_numbers_are_left_alone(options, folder, tmp_path):
     torch.manual_seed(11)
     before = torch.get_rng_state()

@@ -1,0 +1,81 @@
+import time
+
+import pytest
+from thresher.harvest import batches
+from thresher.harvest.options import HarvestOptions
+from thresher.harvest.profile import DECODE, TOWER, Profile, format_stages
+from thresher.harvest.ranks import Ranks
+from thresher.harvest.run import harvest
+from thresher.progress import Reporter
+from thresher.store.writer import WindowWriter
+
+
+class Listener(Reporter):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def options(tiny_model):
+    def make(**changes):
+        defaults = {"model": str(tiny_model), "layer": (1,), "workers": 0, "batch_size": 3, "rows_per_chunk": 5}
+        return HarvestOptions(**(defaults | {"device": "cpu"} | changes))
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path, pictures):
+    return pictures.class_folders(tmp_path / "set", n_per_class=4)
+
+
+def slow(monkeypatch, where, name, seconds):
+    real = getattr(where, name)
+
+    def slowly(*arguments):
+        time.sleep(seconds)
+        return real(*arguments)
+
+    monkeypatch.setattr(where, name, slowly)
+
+
+def test_the_stage_that_is_slow_has_the_time(options, folder, tmp_path, monkeypatch):
+    slow(monkeypatch, batches, "decode_image", 0.05)  # 12 images, 0.6 s
+    slow(monkeypatch, WindowWriter, "commit", 0.1)  # 3 windows, 0.3 s
+    listener = Listener()
+    result = harvest(options(profile=True), folder, tmp_path / "s.zarr", listener)
+    seconds = {stage.stage: stage.seconds for stage in result.profile}
+    assert 0.6 <= seconds["decode"] < 0.9
+    assert 0.3 <= seconds["commit"] < 0.6
+    assert sum(stage.share for stage in result.profile) == pytest.approx(1)
+    assert sum(seconds.values()) == pytest.approx(result.seconds, rel=0.5)
+    table = listener.said[-6:]
+    assert table == format_stages(result.profile)
+    assert table[0].split() == ["stage", "share", "seconds"]
+    assert [line.split()[0] for line in table[1:]] == ["decode", "tower", "gather", "commit", "other"]
+
+
+def test_nothing_is_timed_unless_asked_for(options, folder, tmp_path):
+    listener = Listener()
+    assert harvest(options(), folder, tmp_path / "s.zarr", listener).profile is None
+    assert not any(line.startswith("stage") for line in listener.said)
+    off = Profile(is_on=False)
+    assert off.timed(DECODE) is off.timed(TOWER)  # one block that does nothing, for all
+
+
+def test_the_processes_times_are_averaged():
+    class Two(Ranks):
+        n_ranks = 2
+
+    ranks = Two()
+    for decode_s, loop_s in ((1.0, 4.0), (2.0, 6.0)):
+        profile = Profile(is_on=True)
+        profile._seconds[DECODE] = decode_s
+        profile.publish(loop_s, ranks)
+    stages = {stage.stage: (stage.seconds, stage.share) for stage in profile.stages(ranks)}
+    assert stages["decode"] == (1.5, 0.3)
+    assert stages["other"] == (3.5, 0.7)
+    assert stages["tower"] == (0.0, 0.0)
