@@ -38,8 +38,15 @@ def of_harvest(result: "HarvestResult") -> str:
         lines += [f"  {u.key!r}: {u.reason}" for u in result.unreadable[:_LISTED]]
         if len(result.unreadable) > _LISTED:
             lines.append(f"  ... `thresher info {_word(result.store_path)} --json` lists them all")
-    layer = "" if len(result.sites) == 1 else f" --layer {Site.parse(result.sites[-1]).layer}"
-    return "\n".join([*lines, f"Next: thresher train {_word(result.store_path)} RUN{layer}"])
+    return "\n".join([*lines, f"Next: thresher train {_word(result.store_path)} RUN{_choice(result.sites)}"])
+
+
+def _choice(paths: list[str]) -> str:
+    """The options that name one of a store's sites, as far as it must be named: the first of the last layer."""
+    sites = [Site.parse(path) for path in paths]
+    chosen = next(site for site in sites if site.layer == max(site.layer for site in sites))
+    layer = f" --layer {chosen.layer}" if len({site.layer for site in sites}) > 1 else ""
+    return layer + (f" --site {chosen.site}" if len({site.site for site in sites}) > 1 else "")
 
 
 def of_training(result: "TrainResult") -> str:

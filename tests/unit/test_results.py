@@ -40,7 +40,7 @@ def test_a_run_too_short_to_know_dead_features_says_so_and_not_zero(rows):
 
 def harvested(**changes) -> HarvestResult:
     fields = {
-        "store_path": Path("my store.zarr"),
+        "store_path": "my store.zarr",
         "sites": ["layers/9/resid_post/cls"],
         "n_rows": 20,
         "n_valid": 19,
@@ -57,3 +57,7 @@ def test_the_next_command_after_a_harvest_can_be_pasted():
     assert results.of_harvest(harvested()).splitlines()[-1] == "Next: thresher train 'my store.zarr' RUN"
     several = harvested(sites=["layers/9/resid_post/cls", "layers/10/resid_post/cls"])
     assert results.of_harvest(several).splitlines()[-1] == "Next: thresher train 'my store.zarr' RUN --layer 10"
+    sites = harvested(sites=["layers/9/resid_post/patch", "layers/9/mlp_act/patch"])
+    assert results.of_harvest(sites).splitlines()[-1] == "Next: thresher train 'my store.zarr' RUN --site resid_post"
+    both = harvested(sites=[f"layers/{layer}/{site}/mean" for layer in (9, 10) for site in ("resid_pre", "mlp_out")])
+    assert results.of_harvest(both).splitlines()[-1].endswith(" RUN --layer 10 --site resid_pre")
