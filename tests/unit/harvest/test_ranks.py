@@ -83,6 +83,37 @@ def test_no_one_goes_on_before_all_have_come(joined):
     assert order == ["second comes", "first goes on"]
 
 
+def test_one_process_of_each_machine_goes_first(joined):
+    store = joined(1)[0]._store
+    machines = [[_Joined(store, 2 * m + i, 4, i, 2) for i in range(2)] for m in range(2)]
+    order = []
+
+    def load(ranks):
+        with ranks.first_on_machine("tower"):
+            order.append(ranks.rank)
+
+    with ThreadPoolExecutor(2) as pool:
+        seconds = [pool.submit(load, machine[1]) for machine in machines]
+        assert not threading.Event().wait(0.2)
+        assert order == []
+        load(machines[1][0])
+        seconds[1].result(timeout=10)
+        assert order == [2, 3]  # the other machine has its own first
+        load(machines[0][0])
+        seconds[0].result(timeout=10)
+    assert order == [2, 3, 0, 1]
+
+
+def test_the_first_process_leaves_last(joined):
+    first, second = joined(2)
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(first.leave)
+        assert not threading.Event().wait(0.2)
+        assert not leaving.done()
+        second.leave()  # returns at once: the key-value store may end when the first is gone
+        leaving.result(timeout=10)
+
+
 def test_counts_are_kept_together(joined):
     first, second = joined(2)
     assert (first.count("images", 2), second.count("images", 5), first.count("images", 0)) == (2, 7, 7)

@@ -400,6 +400,20 @@ def test_the_store_is_the_same_with_and_without_worker_processes(options, folder
     assert files_below(tmp_path / "0.zarr") == files_below(tmp_path / "2.zarr")
 
 
+@pytest.mark.parametrize("token", ["cls", "patch"])
+def test_a_store_at_a_url_has_the_bytes_of_one_on_disk(options, folder, tmp_path, token):
+    import fsspec
+
+    url = f"memory://harvest-{token}/s.zarr"
+    for workers in (1, 0):  # the second resumes: nothing is left
+        result = harvest(options(token=token, workers=workers), folder, url)
+    assert (result.store_path, result.n_harvested) == (url, 0)
+    memory = fsspec.filesystem("memory")
+    there = {name.split("s.zarr/", 1)[1]: memory.cat_file(name) for name in memory.find(f"/harvest-{token}") if name}
+    harvest(options(token=token), folder, tmp_path / "s.zarr")
+    assert there == files_below(tmp_path / "s.zarr")
+
+
 def test_a_moved_source_goes_on_since_keys_are_relative(options, folder, tmp_path):
     harvest(options(), folder, tmp_path / "s.zarr")
     shutil.move(folder, tmp_path / "elsewhere")
