@@ -87,6 +87,16 @@ def thumbs_record_file(window: int) -> str:
     return f"commits/{THUMBS}/{window}.json"
 
 
+def thumbs_documents(window: int) -> list[str]:
+    """Paths of the documents of a window's thumbnails."""
+    return [f"{THUMBS}/{window}/zarr.json", *(f"{THUMBS}/{window}/{name}/zarr.json" for name in ("blob", "offset"))]
+
+
+def thumbs_chunks(window: int) -> dict[str, str]:
+    """Paths of the only chunks of a window's `blob` and `offset`."""
+    return {name: chunk_file(f"{THUMBS}/{window}/{name}", 0, 1) for name in ("blob", "offset")}
+
+
 def part_record_file(part: int) -> str:
     """Path of the record that makes another store a part of this one: `commits/parts/1.json`."""
     return f"{PART_RECORDS}/{part}.json"

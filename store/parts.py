@@ -29,7 +29,7 @@ def open_parts(objects: Objects) -> list[StorePart]:
         check_metadata(objects)
     parts = [StorePart(objects)] if holds_rows else []
     for number, record in part_references(objects):
-        part = StorePart(_resolve(objects, record["url"]))
+        part = StorePart(resolve_part(objects, record["url"]))
         if part.fingerprint != record["fingerprint"]:
             raise DamagedStoreError(
                 f"part {number} of {objects}, {part.objects}, is another store than was joined: its fingerprint is "
@@ -136,7 +136,8 @@ def _reference(objects: Objects, part: Objects) -> str:
     return part.url if part.local is None else str(part.local.resolve())
 
 
-def _resolve(objects: Objects, reference: str) -> Objects:
+def resolve_part(objects: Objects, reference: str) -> Objects:
+    """The place of a part that its record names."""
     if is_url(reference) or posixpath.isabs(reference):
         return open_objects(reference)
     if objects.local is not None:

@@ -1,41 +1,28 @@
 """Checks every byte of a store against what was committed."""
 
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ..progress import Reporter
 from . import format as f
-from .chunks import ChunkReader
-from .codec import unseal
-from .errors import StoreError, UnfinishedStoreError
+from .errors import DamagedStoreError
+from .found_parts import FoundPart, find_parts
+from .image_digest import image_digest
 from .objects import Objects, open_objects
-from .part import StorePart
-from .parts import open_parts, part_references
-from .records import crc32c, read_record, to_hex
+from .part_check import Checked, PartCheck, Problem
 
+_LOCAL_THREADS = 8  # at most; as many as cores
+_REMOTE_THREADS = 4  # each asks for many objects at once, and a process for `connections.IN_FLIGHT` in all
+_CHUNKS_AT_ONCE = 32
+_BYTES_AT_ONCE = 32 << 20  # of one thread, where chunks come side by side
+_THUMBNAILS_AT_ONCE = 8  # windows: their blobs are a few megabytes each
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing in a store that is not as it was committed."""
-
-    array: str
-    """Path of the array, or of the file where it belongs to none."""
-    chunk: int | None
-    rows: tuple[int, int] | None
-    """First row of the chunk and the row after its last, for the arrays that hold rows."""
-    what: str
-
-    def __str__(self) -> str:
-        where = self.array
-        if self.chunk is not None:
-            where += f", chunk {self.chunk}"
-        if self.rows is not None:
-            where += f", rows {self.rows[0]:,} to {self.rows[1] - 1:,}"
-        return f"{where}: {self.what}"
+Task = Callable[[], Checked]
 
 
 @dataclass
@@ -43,152 +30,151 @@ class VerifyReport:
     """What a verification found."""
 
     n_chunks: int = 0
+    """Chunks of every array, and windows of thumbnails, that were gone through."""
     n_bytes: int = 0
+    """Of those that are as they were committed."""
     problems: list[Problem] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     """Files that belong to no array: temporary files of a killed writer, or strangers. They are never read."""
 
 
-def verify_store(place: str | Path | Objects, reporter: Reporter | None = None) -> VerifyReport:
+def verify_store(
+    place: str | Path | Objects, reporter: Reporter | None = None, *, threads: int | None = None
+) -> VerifyReport:
     """Read every byte of a store and of its parts; report each that differs from what was committed.
+
+    Memory is bounded by the threads and the size of a chunk. A store whose harvest did not finish is checked as far as
+    it was written.
+
+    Parameters
+    ----------
+    place
+        Path or URL of the store.
+    reporter
+        Told how far it is.
+    threads
+        That read and check; by default the cores of this process, eight at most.
 
     Raises
     ------
     StoreError
-        When there is no store at `place`, its harvest has not finished, or its metadata does not even say which
-        arrays it holds.
+        When there is no store at `place`, or it was not even laid out.
     """
     reporter = reporter or Reporter()
     objects = open_objects(place)
     report = VerifyReport()
-    try:
-        parts = open_parts(objects)
-    except UnfinishedStoreError:
-        raise
-    except StoreError as error:
-        if not objects.exists(f.METADATA_RECORD):
-            raise
-        report.problems += _metadata_problems(objects)
-        if not report.problems:
-            report.problems.append(Problem(str(objects), None, None, str(error)))
-        return report
-    total = sum(sum(array.n_chunks for array in _arrays(part)) + _n_thumbnails(part) for part in parts)
-    with reporter.task("verify", total, "chunks") as task:
-        for part in parts:
-            report.problems += _metadata_problems(part.objects)
-            for array in _arrays(part):
-                for chunk in range(array.n_chunks):
-                    report.problems += _chunk_problems(part, array, chunk, report)
-                    task.advance(1, damaged=len(report.problems))
-            for window in range(_n_thumbnails(part)):
-                report.problems += _thumbnail_problems(part, window, report)
-                task.advance(1, damaged=len(report.problems))
+    parts, report.problems = find_parts(objects)
+    checks = [(part, PartCheck(part.files)) for part in parts if part.files is not None]
+    with reporter.task("verify", sum(check.n_chunks for _, check in checks), "chunks") as task:
+        for part, check in checks:
+            found: list[Problem] = []
+            for checked in run_ahead(_tasks(check), threads or _default_threads(part.objects)):
+                report.n_chunks += checked.n_chunks
+                report.n_bytes += checked.n_bytes
+                found += checked.problems
+                task.advance(checked.n_chunks, damaged=len(report.problems) + len(found))
+            found += whole_part_problems(check, found)
+            report.problems += [part.named(problem) for problem in found]
     report.leftovers = sorted(_leftovers(objects, parts))
     return report
 
 
-def _arrays(part: StorePart) -> list[ChunkReader]:
-    names = [f.ROW_VALID, *(site.path for site in part.sites), f.ROW_IMAGE, f.ROW_LABEL, f.KEY_BLOB, f.KEY_OFFSET]
-    if part.tokens_per_image > 1:
-        names.append(f.ROW_TOKEN)
-    return [part.array(name) for name in names]
-
-
-def _n_thumbnails(part: StorePart) -> int:
-    return part.order.n_windows if part.thumbnail_px else 0
-
-
-def _metadata_problems(objects: Objects) -> list[Problem]:
+def run_ahead(tasks: Iterator[Task], threads: int) -> Iterator[Checked]:
+    """The results of tasks, in their order; a few more than there are threads are begun ahead."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="thresher-verify")
+    begun: deque[Future[Checked]] = deque()
     try:
-        files = read_record(objects, f.METADATA_RECORD)["files"]
-    except StoreError as error:
-        return [Problem(f.METADATA_RECORD, None, None, str(error))]
-    return list(_document_problems(objects, files))
+        for task in tasks:
+            begun.append(pool.submit(task))
+            if len(begun) > 2 * threads:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _document_problems(objects: Objects, files: dict[str, str]) -> Iterator[Problem]:
-    for (name, checksum), document in zip(files.items(), objects.read_many(list(files)), strict=True):
-        if document is None:
-            yield Problem(name, None, None, "is missing")
-            continue
-        found = to_hex(crc32c(document))
-        if found != checksum:
-            yield Problem(name, None, None, f"its bytes have checksum {found}, {checksum} was committed")
+def _default_threads(objects: Objects) -> int:
+    return min(_LOCAL_THREADS, len(os.sched_getaffinity(0))) if objects.local is not None else _REMOTE_THREADS
 
 
-def _chunk_problems(part: StorePart, array: ChunkReader, chunk: int, report: VerifyReport) -> Iterator[Problem]:
-    rows = None
-    if array.name == f.ROW_VALID or array.name.startswith("layers/"):
-        start = chunk * part.rows_per_chunk
-        rows = (start, min(start + part.rows_per_chunk, part.n_rows))
-    try:
-        record = array.record(chunk)
-        values = array.load_chunk(chunk)
-    except (StoreError, OSError) as error:
-        yield Problem(array.name, chunk, rows, str(error))
-        return
-    report.n_chunks += 1
-    report.n_bytes += record["bytes"]
-    if rows is not None:
-        yield from _row_problems(part, array.name, chunk, rows, record, values)
+def _tasks(check: PartCheck) -> Iterator[Task]:
+    files = check.files
+    for array in [*files.row_arrays, *files.static_arrays]:
+        n = max(1, min(_CHUNKS_AT_ONCE, _BYTES_AT_ONCE // array.chunk_bytes))
+        for first in range(0, array.n_chunks, n):
+            yield partial(check.chunks, array, range(first, min(first + n, array.n_chunks)))
+    for first in range(0, files.n_thumbnail_windows, _THUMBNAILS_AT_ONCE):
+        windows = range(first, min(first + _THUMBNAILS_AT_ONCE, files.n_thumbnail_windows))
+        yield partial(check.thumbnails, windows)
 
 
-def _row_problems(
-    part: StorePart, name: str, chunk: int, rows: tuple[int, int], record: dict[str, Any], values: Any
-) -> Iterator[Problem]:
-    n = rows[1] - rows[0]
-    if record["rows"] != list(rows):
-        yield Problem(name, chunk, rows, f"its record speaks of rows {record['rows']}")
-    here = np.searchsorted(part.positions.invalid_rows, rows)
-    valid = np.ones(n, np.bool_)
-    valid[part.positions.invalid_rows[here[0] : here[1]] - rows[0]] = False
-    if name == f.ROW_VALID:
-        if not np.array_equal(values[:n], valid):
-            yield Problem(name, chunk, rows, "its rows and its records name different unreadable images")
-        return
-    if part.provenance.dtype == "bfloat16":
-        finite = (values[:n] & 0x7F80) != 0x7F80  # the exponent bits of bfloat16
-    else:
-        finite = np.isfinite(values[:n])
-    if not (finite.all(axis=1) == valid).all():
-        yield Problem(name, chunk, rows, "a row of a readable image is not finite, or one of an unreadable image is")
+def whole_part_problems(check: PartCheck, found: list[Problem]) -> list[Problem]:
+    """What no chunk shows by itself: keys and labels that are not those of the provenance, windows without a record.
+
+    Parameters
+    ----------
+    check
+        Of the part.
+    found
+        What is wrong with its chunks.
+    """
+    files, problems = check.files, []
+    if check.unfinished:
+        rows = [files.order.window_rows(window) for window in check.unfinished]
+        done = files.spec.n_rows - sum(stop - start for start, stop in rows)
+        problems.append(
+            Problem(
+                f"commits/{f.ROW_VALID}",
+                None,
+                (min(rows)[0], max(rows)[1]),
+                f"the harvest did not finish: {done:,} of {files.spec.n_rows:,} rows are committed. Run the same "
+                "`thresher harvest` again to resume it",
+            )
+        )
+    digested = {f.KEY_BLOB, f.KEY_OFFSET, f.ROW_LABEL}
+    if f"{f.KEY_BLOB}/zarr.json" not in files.metadata.lost and not digested & {problem.array for problem in found}:
+        try:
+            digest = image_digest(files)
+            if digest != files.spec.provenance.keys_sha256:
+                raise DamagedStoreError(
+                    f"keys and labels have digest {digest}, the provenance names {files.spec.provenance.keys_sha256}"
+                )
+        except DamagedStoreError as error:
+            problems.append(Problem("images", None, None, str(error)))
+    return problems
 
 
-def _thumbnail_problems(part: StorePart, window: int, report: VerifyReport) -> Iterator[Problem]:
-    folder = f"{f.THUMBS}/{window}"
-    try:
-        record = part.thumbnails_record(window)
-        for name, committed in record["chunks"].items():
-            path = f.chunk_file(f"{folder}/{name}", 0, 1)
-            unseal(part.objects.read(path), int(committed["crc32c"], 16), f"{part.objects}/{path}")
-            report.n_bytes += committed["bytes"]
-    except (StoreError, OSError) as error:
-        yield Problem(folder, window, None, str(error))
-        return
-    report.n_chunks += 1
-    yield from _document_problems(part.objects, record["files"])
-
-
-def _leftovers(objects: Objects, parts: list[StorePart]) -> Iterator[str]:
-    known = {f.METADATA_RECORD, f.GROUP_JSON, *(f.part_record_file(number) for number, _ in part_references(objects))}
-    for part in parts:
-        if part.objects.url == objects.url:
-            known |= _files_of(part)
+def _leftovers(objects: Objects, parts: list[FoundPart]) -> Iterator[str]:
+    """Files that belong to nothing, by their names in the store; an addition that is not part of it by its folder."""
+    known = {part.reference: _files_of(part) for part in parts}
+    joined = range(1, len(objects.names(f.PART_RECORDS)) + 1)
+    known.setdefault(None, set()).update(f.part_record_file(number) for number in joined)
+    additions = set()
     for name, _ in objects.walk():
-        # What lies below parts/ are stores of their own.
-        if name not in known and not name.startswith(f"{f.PARTS}/"):
+        folder = "/".join(name.split("/")[:2]) if name.startswith(f"{f.PARTS}/") else None
+        if folder not in known:
+            additions.add(f"{folder}/")
+        elif (name if folder is None else name.removeprefix(f"{folder}/")) not in known[folder]:
             yield name
+    yield from additions
+    for part in parts:
+        if part.reference is not None and part.objects.url != objects.child(part.reference).url:
+            for name, _ in part.objects.walk():
+                # Where it has parts of its own, those were joined one by one.
+                if name not in known[part.reference] and not name.startswith((f"{f.PARTS}/", f"{f.PART_RECORDS}/")):
+                    yield f"{part.reference}/{name}"
 
 
-def _files_of(part: StorePart) -> set[str]:
-    known = {f.METADATA_RECORD, *read_record(part.objects, f.METADATA_RECORD)["files"]}
-    for array in _arrays(part):
+def _files_of(part: FoundPart) -> set[str]:
+    known = {f.METADATA_RECORD, f.CREATING, *part.metadata.documents}
+    files = part.files
+    if files is None:
+        return known
+    for array in [*files.row_arrays, *files.static_arrays]:
         for chunk in range(array.n_chunks):
-            known.add(f.chunk_file(array.name, chunk, len(array.shape)))
+            known.add(array.chunk_file(chunk))
             known.add(f.record_file(array.name, chunk))
-    for window in range(_n_thumbnails(part)):
-        known.add(f.thumbs_record_file(window))
-        known.add(f"{f.THUMBS}/{window}/zarr.json")
-        for name in ("blob", "offset"):
-            known |= {f"{f.THUMBS}/{window}/{name}/zarr.json", f"{f.THUMBS}/{window}/{name}/c/0"}
+    for window in range(files.n_thumbnail_windows):
+        known |= {f.thumbs_record_file(window), *f.thumbs_documents(window), *f.thumbs_chunks(window).values()}
     return known
