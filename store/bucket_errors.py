@@ -17,7 +17,7 @@ _BROKEN_CONNECTION = {
         "EndpointConnectionError",
         "ProxyConnectionError",
         "IncompleteReadError",
-        "ChecksumError",  # the service sent a checksum with the body, and the body is another
+        "FlexibleChecksumError",  # the service sent a checksum with the body, and the body is another
     ),
     "botocore.parsers": ("ResponseParserError",),  # an overloaded service may answer with half an XML document
     "aiohttp": ("ClientConnectionError", "ClientPayloadError"),

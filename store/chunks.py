@@ -5,7 +5,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from .records import VERIFY, decode_record
 _OPEN_FILES = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 _KEPT_CHUNKS = 8  # of an array that is compressed or remote, so that neighbouring reads do not fetch a chunk again
 _RECORDS_AT_ONCE = 1024
+_CHUNKS_AT_ONCE = 32  # of an array that is read chunk by chunk, asked for together by one read ...
+_BYTES_AT_ONCE = 64 << 20  # ... unless they are large
 
 _scratch = threading.local()
 
@@ -64,6 +66,9 @@ class ChunkReader:
         self.reads_in_place = objects.local is not None and self.codec.name == "none"
         """Whether a few rows can be read without the rest of their chunk."""
         self._checked = bytearray(self.n_chunks)
+        # What the commit record of a chunk says, where chunks are read whole; size 0 before that was read.
+        self._sizes = np.zeros(0 if self.reads_in_place else self.n_chunks, np.int64)
+        self._crcs = np.zeros(0 if self.reads_in_place else self.n_chunks, np.uint32)
         self._files: dict[int, int] = {}
         self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
         self._records: dict[int, bytes | None] = {}
@@ -92,29 +97,46 @@ class ChunkReader:
         if self.reads_in_place:
             self._read_in_place(starts, lengths, out)
             return
-        at, chunk_at, rows = 0, -1, out[:0]
+        pieces: dict[int, list[tuple[int, int, int]]] = {}  # of each chunk: first row in it, rows, place in `out`
+        at = 0
         for start, length in zip(starts, lengths, strict=True):
             while length:
                 chunk, first = divmod(start, self.chunk_rows)
                 n = min(length, self.chunk_rows - first)
-                if chunk != chunk_at:
-                    chunk_at, rows = chunk, self._whole_chunk(chunk)
-                out[at : at + n] = rows[first : first + n]
+                pieces.setdefault(chunk, []).append((first, n, at))
                 at, start, length = at + n, start + n, length - n
+        chunks = list(pieces)
+        together = max(1, min(_CHUNKS_AT_ONCE, _BYTES_AT_ONCE // max(1, self.chunk_rows * self.row_bytes)))
+        for begin in range(0, len(chunks), together):
+            some = chunks[begin : begin + together]
+            for chunk, rows in zip(some, self._whole_chunks(some), strict=True):
+                for first, n, at in pieces[chunk]:
+                    out[at : at + n] = rows[first : first + n]
 
-    def load_chunk(self, chunk: int) -> NDArray[Any]:
-        """One chunk, whole with its padding, checked against its commit record now."""
-        record = self.record(chunk)
-        name = f.chunk_file(self.name, chunk, len(self.shape))
-        try:
-            data = self.objects.read(name)
-        except FileNotFoundError:
-            raise DamagedStoreError(f"{self.objects}/{name} is missing, though it was committed. {VERIFY}") from None
-        if len(data) != record["bytes"]:
+    def _load_chunks(self, chunks: Sequence[int]) -> list[NDArray[Any]]:
+        """Some chunks, each whole with its padding, checked against its commit record.
+
+        From afar the chunks come side by side, with the records of those that are read for the first time.
+        """
+        new = [chunk for chunk in chunks if not self._sizes[chunk]]
+        names = [f.chunk_file(self.name, chunk, len(self.shape)) for chunk in chunks]
+        found = self.objects.read_many([f.record_file(self.name, chunk) for chunk in new] + names)
+        for chunk, data in zip(new, found, strict=False):
+            record = self._parse_record(chunk, data)
+            self._crcs[chunk] = int(record["crc32c"], 16)
+            self._sizes[chunk] = record["bytes"]
+        return [
+            self._decode(chunk, name, data) for chunk, name, data in zip(chunks, names, found[len(new) :], strict=True)
+        ]
+
+    def _decode(self, chunk: int, name: str, data: bytes | None) -> NDArray[Any]:
+        if data is None:
+            raise DamagedStoreError(f"{self.objects}/{name} is missing, though it was committed. {VERIFY}")
+        if len(data) != self._sizes[chunk]:
             raise DamagedStoreError(
-                f"{self.objects}/{name} has {len(data)} bytes, {record['bytes']} were committed. {VERIFY}"
+                f"{self.objects}/{name} has {len(data)} bytes, {self._sizes[chunk]} were committed. {VERIFY}"
             )
-        payload = unseal(data, int(record["crc32c"], 16), f"{self.objects}/{name}")
+        payload = unseal(data, int(self._crcs[chunk]), f"{self.objects}/{name}")
         return self.codec.decode(payload, (self.chunk_rows, *self.row_shape), self.dtype)
 
     def record(self, chunk: int) -> dict[str, Any]:
@@ -127,8 +149,17 @@ class ChunkReader:
         DamagedStoreError
             When the record is damaged, or belongs to another chunk, array or store.
         """
+        return self._parse_record(chunk, self._record_bytes(chunk))
+
+    def records(self, chunks: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The commit records of some chunks, from afar many at a time; see `record`."""
+        for begin in range(0, len(chunks), _RECORDS_AT_ONCE):
+            some = chunks[begin : begin + _RECORDS_AT_ONCE]
+            found = self.objects.read_many([f.record_file(self.name, chunk) for chunk in some])
+            yield from map(self._parse_record, some, found)
+
+    def _parse_record(self, chunk: int, data: bytes | None) -> dict[str, Any]:
         name = f.record_file(self.name, chunk)
-        data = self._record_bytes(chunk)
         if data is None:
             raise StoreError(f"chunk {chunk} of {self.name} in {self.objects} was never committed.")
         record = decode_record(data, f"{self.objects}/{name}")
@@ -218,14 +249,16 @@ class ChunkReader:
             got += n
         unseal(data, int(record["crc32c"], 16), f"{self.objects}/{name}")
 
-    def _whole_chunk(self, chunk: int) -> NDArray[Any]:
+    def _whole_chunks(self, chunks: Sequence[int]) -> list[NDArray[Any]]:
+        """Chunks that are kept from earlier reads, or loaded now and kept for later ones."""
         with self._mutex:
-            if chunk in self._kept:
+            found = {chunk: self._kept[chunk] for chunk in chunks if chunk in self._kept}
+        missing = [chunk for chunk in chunks if chunk not in found]
+        found |= zip(missing, self._load_chunks(missing), strict=True) if missing else ()
+        with self._mutex:
+            for chunk in chunks:
+                self._kept[chunk] = found[chunk]
                 self._kept.move_to_end(chunk)
-                return self._kept[chunk]
-        rows = self.load_chunk(chunk)
-        with self._mutex:
-            self._kept[chunk] = rows
             while len(self._kept) > _KEPT_CHUNKS:
                 self._kept.popitem(last=False)
-        return rows
+        return [found[chunk] for chunk in chunks]

@@ -124,7 +124,7 @@ class StorePart:
         valid = self.array(f.ROW_VALID)
         first = range(0, self.n_chunks, self.tokens_per_image)
         return sorted(
-            (int(image), str(reason)) for chunk in first for image, reason in valid.record(chunk)["unreadable"]
+            (int(image), str(reason)) for record in valid.records(first) for image, reason in record["unreadable"]
         )
 
     def _require_committed(self) -> None:
