@@ -216,7 +216,7 @@ class _Buffer:
     def __init__(self, key: tuple[int, int], runs: Runs, first: int, n: int, values: list[NDArray[Any]]) -> None:
         self.key, self.runs, self.first, self.n, self.values = key, runs, first, n, values
         self.reads: list[Future[None]] = []
-        self.uses: list[Future[Batch]] = []
+        self.uses: list[Future[None]] = []
 
 
 class _BufferReading:
@@ -266,8 +266,10 @@ class _BufferReading:
                 pieces.append((self._open(number, nth, readers, [buffer for buffer, _, _ in pieces]), first, end))
                 first = end
         future = drawers.submit(self._draw, step, pieces)
+        drawn: Future[None] = Future()  # `future` itself would keep its batch as long as the buffer
+        future.add_done_callback(lambda _: drawn.set_result(None))
         for buffer, _, _ in pieces:
-            buffer.uses.append(future)
+            buffer.uses = [*(use for use in buffer.uses if not use.done()), drawn]
         if self._n_buffers > 1 and pieces:
             number, nth = pieces[-1][0].key
             self._open(*((number, nth + 1) if nth + 1 < self._n_buffers else (number + 1, 0)), readers, [])

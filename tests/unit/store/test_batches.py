@@ -106,6 +106,16 @@ def test_a_batch_that_is_kept_is_never_written_again(store):
         np.testing.assert_array_equal(view, copy)
 
 
+@pytest.mark.parametrize("memory", [TINY, 1 << 30])
+def test_a_reading_holds_no_batch_that_its_consumer_let_go(store, memory):
+    reader = BatchReader([store.activations()], batch_size=2, seed=0, threads=2, memory_bytes=memory)
+    places = set()
+    for batch in reader.batches(0, 200):
+        places.add(batch.values[0].ctypes.data)
+        del batch
+    assert len(places) < 40  # read ahead, at the consumer, on the way back
+
+
 def test_memory_goes_round_when_nobody_holds_it():
     pool = BufferPool()
     first = pool.take((100, 8), np.float16)
