@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from thresher.analysis.clusters import UldSplit
-from thresher.analysis.describe import _error, describe
+from thresher.analysis.describe import describe
 from thresher.analysis.figures import label_entropy_figure
 from thresher.analysis.statistics import FeatureStatistics
+from thresher.analysis.store_description import precision_error
 from thresher.analysis.totals import FeatureTotals
 
 
@@ -33,7 +34,7 @@ def test_labels_are_counted_over_the_readable_rows(make_store):
 
 
 def test_the_rows_of_a_precision_error_are_told_in_full():
-    told = _error({"n_rows": 1192.0, "max": 0.00673, "mean": 0.00473})
+    told = precision_error({"n_rows": 1192.0, "max": 0.00673, "mean": 0.00473})
     assert told == " (relative error max 0.0067, mean 0.0047 against fp32, over 1,192 rows)"
-    assert _error({"n_rows": 0.0}) == " (relative error not known against fp32, over 0 rows)"
-    assert not _error(None)
+    assert precision_error({"n_rows": 0.0}) == " (relative error not known against fp32, over 0 rows)"
+    assert not precision_error(None)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from thresher.progress import Reporter
-from thresher.train.early_warning import OFF_CENTRE, off_centre, off_centre_warning
+from thresher.store.survey import OFF_CENTRE
+from thresher.train.early_warning import off_centre, off_centre_warning
 from thresher.train.initialise import decoder_bias
 from thresher.train.loop import train
 from thresher.train.options import TrainOptions
