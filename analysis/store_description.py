@@ -8,7 +8,7 @@ from typing import Any
 from ..progress import format_bytes
 from ..store import format as f
 from ..store.attributes import read_group_attributes
-from ..store.codec_advice import MEASURED, codec_advice
+from ..store.codec_advice import MEASURED, codec_advice, saved_share
 from ..store.committed import read_committed
 from ..store.loading import plan_loading
 from ..store.mixing import MEASURED_BATCH, count_labels, measure_mixing
@@ -54,7 +54,9 @@ class _Findings:
         self.store = store
         self.arrays = [store.activations(site) for site in store.sites]
         self.dtype = self.arrays[0].dtype
-        self.is_local = store.objects.local is not None
+        self.is_local = all(part.objects.local is not None for part in store.parts)
+        self.codecs = sorted({str(part.attributes["codec"]) for part in store.parts})
+        self.rows_per_chunk = sorted({part.rows_per_chunk for part in store.parts})
         self.labels = count_labels(store)
         self.plan = plan_loading(self.arrays[:1], MEASURED_BATCH)
         self.mixing = measure_mixing(self.arrays[0], self.labels)
@@ -140,7 +142,7 @@ def _reading(found: _Findings) -> list[tuple[str, str | list[str]]]:
         ("mixing", _mixing(found)),
         ("reading", how),
         *(("to know", note) for note in plan.notes),
-        ("chunks", f"{found.n_chunks:,} of {store.rows_per_chunk:,} rows"),
+        ("chunks", f"{found.n_chunks:,} of {' or '.join(f'{n:,}' for n in found.rows_per_chunk)} rows"),
         ("codec", _codec(found)),
         ("size", size + thumbnails),
     ]
@@ -171,8 +173,12 @@ def _mixing(found: _Findings) -> str:
 
 
 def _codec(found: _Findings) -> str:
+    if len(found.codecs) > 1:
+        return (
+            f"{', '.join(found.codecs)} in different parts: {saved_share(found.codec_ratio)} of the bytes saved in all"
+        )
     site = max((array.site.site for array in found.arrays), key=lambda site: MEASURED[found.dtype, site]["zstd"].ratio)
-    return codec_advice(found.dtype, site, found.store.codec, found.codec_ratio, is_local=found.is_local)
+    return codec_advice(found.dtype, site, found.codecs[0], found.codec_ratio, is_local=found.is_local)
 
 
 def _arrays(found: _Findings) -> list[tuple[str, str | list[str]]]:
@@ -251,7 +257,7 @@ def _record(found: _Findings) -> dict[str, Any]:
         "n_classes": found.n_classes,
         "n_rows_whose_labels_were_counted": found.labels.n_rows,
         "size_bytes": found.size_bytes,
-        "rows_per_chunk": store.rows_per_chunk,
+        "rows_per_chunk": found.rows_per_chunk[0] if len(found.rows_per_chunk) == 1 else found.rows_per_chunk,
         "n_chunks": found.n_chunks,
         "row_order": store.row_order,
         "mixing": {
@@ -260,7 +266,7 @@ def _record(found: _Findings) -> dict[str, Any]:
             "measured": found.mixing and asdict(found.mixing),
         },
         "loading": asdict(plan),
-        "codec": {"name": store.codec, "ratio": found.codec_ratio, "advice": _codec(found)},
+        "codec": {"name": ", ".join(found.codecs), "ratio": found.codec_ratio, "advice": _codec(found)},
         "fingerprint": store.fingerprint,
         "sites": [
             {

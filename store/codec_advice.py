@@ -53,13 +53,13 @@ def codec_advice(dtype: str, site: str, codec: str, ratio: float, *, is_local: b
         Whether the store lies on a disk: there rows without a codec are read straight into the batch.
     """
     if codec != "none":
-        told = f"{codec} saves {_share(ratio)} of the bytes"
+        told = f"{codec} saves {saved_share(ratio)} of the bytes"
         if is_local:
             return f"{told}; on a disk, rows without a codec are read faster, straight into the batch"
         return told if 1 - 1 / ratio >= WORTH_SAVING else f"{told}: harvest with --codec none"
     best = max(MEASURED[dtype, site], key=lambda name: MEASURED[dtype, site][name].ratio)
     found = MEASURED[dtype, site][best]
-    saving = f"{best} was measured to save {_share(found.ratio)} of {dtype} {site}"
+    saving = f"{best} was measured to save {saved_share(found.ratio)} of {dtype} {site}"
     if is_local:
         return f"none, the best on a disk, where rows are read straight into the batch ({saving})"
     if 1 - 1 / found.ratio < WORTH_SAVING:
@@ -67,5 +67,6 @@ def codec_advice(dtype: str, site: str, codec: str, ratio: float, *, is_local: b
     return f"none; {saving}, decoded at {found.decode_gb_per_s:.1f} GB/s a core: --codec {best} pays in a bucket"
 
 
-def _share(ratio: float) -> str:
+def saved_share(ratio: float) -> str:
+    """The share of the bytes that compression by `ratio` saves, in words."""
     return f"{max(0.0, 1 - 1 / ratio):.0%}".replace("%", " %")

@@ -205,7 +205,7 @@ def survey_array(array: "ActivationArray", *, sample_bytes: int = SAMPLE_BYTES, 
         starts.append(first + edges)
         stops.append(first + np.minimum(edges + part.rows_per_chunk, part.n_rows))
         first += part.n_rows
-    chunk_bytes = store.rows_per_chunk * array.row_bytes
+    chunk_bytes = max(part.rows_per_chunk for part in store.parts) * array.row_bytes
     runs = sample_runs(np.concatenate(starts), np.concatenate(stops), chunk_bytes, sample_bytes, seed)
     moments = Moments(array.d_in)
     for rows, valid in _read_runs(array, *runs):

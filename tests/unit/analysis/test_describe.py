@@ -178,6 +178,23 @@ def test_the_parts_of_a_store_are_counted_where_they_lie(make_store, tmp_path):
     assert text["rows"].startswith("400; ")
 
 
+def test_parts_of_different_codecs_and_chunks_are_told_together(make_store, tmp_path):
+    rows = np.zeros((300, 8))
+    rows[:, 0] = 1
+    paths = [
+        make_store(300, name=name, key_prefix=name, rows=rows, codec=codec, rows_per_chunk=n).path
+        for name, codec, n in (("a", "zstd", 64), ("b", "none", 100))
+    ]
+    merge_stores([str(path) for path in paths], str(tmp_path / "both"))
+    text, record = told(tmp_path / "both")
+    stored = sum(p.stat().st_size for path in paths for p in (path / Site(1).path / "c").glob("*/0"))
+    assert record["codec"]["name"] == "none, zstd"
+    assert record["codec"]["ratio"] == pytest.approx((5 * 64 + 3 * 100) * 16 / stored)
+    assert text["codec"].startswith("none, zstd in different parts: 4")
+    assert text["chunks"] == "8 of 64 or 100 rows"
+    assert record["rows_per_chunk"] == [64, 100]
+
+
 def test_a_store_in_a_bucket_is_described_alike(make_store):
     here, there = make_store(200, seed=4), make_store(200, seed=4, place="memory://described/x")
     record, remote = told(here.path)[1], told("memory://described/x")[1]
