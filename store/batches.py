@@ -26,6 +26,7 @@ Allocate = Callable[[tuple[int, ...], DTypeLike], NDArray[Any]]
 
 _REMOTE_REQUESTS = 64  # most chunks asked for at a time
 _PIECE_BYTES = 4 << 20  # of a buffer, read by one thread at a time
+_PATIENCE_S = 0.02  # a wait that calls for more threads
 _BATCHES_AHEAD = 16  # most
 _BYTES_AHEAD = 48 << 20  # beyond two batches; more makes a disk no faster
 
@@ -126,7 +127,7 @@ class BatchReader:
         self.order = EpochOrder(parts, firsts, batch_size, last)
         self.n_rows = self.order.n_rows
         self.batch_size = batch_size
-        remote = any(array.store.objects.local is None for array in arrays)
+        remote = any(part.objects.local is None for part in self.store.parts)
         self._threads = threads or (_REMOTE_REQUESTS if remote else len(os.sched_getaffinity(0)) + 1)
         self._memory_bytes = memory_bytes
         self._allocate = allocate or BufferPool().take
@@ -242,8 +243,7 @@ class _BufferReading:
                 while step < stop and len(ahead) < 4:
                     ahead.append(self._submit(step, readers, drawers))
                     step += 1
-                if not ahead[0].done() and self._n_active < self._reader._threads:
-                    self._let_read(min(self._n_active, self._reader._threads - self._n_active))
+                self._wait_for(ahead[0])
                 yield ahead.popleft().result()
         finally:
             drawers.shutdown(wait=False, cancel_futures=True)
@@ -251,6 +251,11 @@ class _BufferReading:
             readers.shutdown(cancel_futures=True)
             drawers.shutdown()
             self._buffers.clear()
+
+    def _wait_for(self, batch: "Future[Batch]") -> None:
+        """Wait for a batch; as long as it is not there, let twice as many threads read every few hundredths."""
+        while self._n_active < self._reader._threads and not wait_for([batch], _PATIENCE_S).done:
+            self._let_read(min(self._n_active, self._reader._threads - self._n_active))
 
     def _let_read(self, n: int) -> None:
         self._n_active += n

@@ -14,7 +14,8 @@ A plan:
     match       substring of the paths that it is about
     in_a_row    faults at most for one method and path, one after the other; without it there is no end to them
     delay_s     added to each request
-    keep        answer a GET from memory when it was made before, so that the server behind costs nothing
+    keep        answer a GET from memory when it was made before, so that the server behind costs nothing; goes on from
+                one plan to the next
 """
 
 import asyncio
@@ -30,6 +31,7 @@ _CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied", 404: "NoSu
 class Proxy:
     def __init__(self, target_port: int) -> None:
         self.target_port = target_port
+        self.kept: dict = {}
         self.reset({})
 
     def reset(self, plan: dict) -> None:
@@ -38,7 +40,8 @@ class Proxy:
         self.in_a_row: Counter = Counter()
         self.counts: Counter = Counter()
         self.in_flight = 0
-        self.kept: dict = {}
+        if not plan.get("keep"):
+            self.kept = {}
 
     def fate(self, method: str, path: str) -> str | None:
         """The fault that a request meets, None for none."""
