@@ -5,7 +5,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ _KEPT_CHUNKS = 8  # of an array that is compressed or remote, so that neighbouri
 _RECORDS_AT_ONCE = 1024
 _CHUNKS_AT_ONCE = 32  # of an array that is read chunk by chunk, asked for together by one read ...
 _BYTES_AT_ONCE = 64 << 20  # ... unless they are large
+
+_CHUNKS_AHEAD = 2  # that a disk is told of, where a thread reads chunk after chunk: 0.54 to 0.75 GB/s from a cold disk
 
 _scratch = threading.local()
 
@@ -65,7 +67,7 @@ class ChunkReader:
         self.row_bytes = int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
         self.reads_in_place = objects.local is not None and self.codec.name == "none"
         """Whether a few rows can be read without the rest of their chunk."""
-        self._checked = bytearray(self.n_chunks)
+        self._checked, self._announced = bytearray(self.n_chunks), bytearray(self.n_chunks)
         # What the commit record of a chunk says, where chunks are read whole; size 0 before that was read.
         self._sizes = np.zeros(0 if self.reads_in_place else self.n_chunks, np.int64)
         self._crcs = np.zeros(0 if self.reads_in_place else self.n_chunks, np.uint32)
@@ -229,8 +231,28 @@ class ChunkReader:
             if not keep:
                 os.close(descriptor)
 
+    def _announce(self, chunks: Iterable[int]) -> None:
+        """Have the disk begin with chunks that are likely to be read next, and with their records."""
+        assert self.objects.local is not None
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for chunk in chunks:
+            if self._announced[chunk]:
+                continue
+            self._announced[chunk] = 1
+            for name in (f.record_file(self.name, chunk), f.chunk_file(self.name, chunk, len(self.shape))):
+                try:
+                    descriptor = os.open(self.objects.local / name, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError:
+                    return  # the read itself will say what is wrong
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                os.close(descriptor)
+
     def _check(self, chunk: int, name: str, descriptor: int) -> None:
         """Compare an open chunk file with its commit record, in memory that the thread uses again."""
+        if getattr(_scratch, "checked", None) == (id(self), chunk - 1):
+            self._announce(range(chunk + 1, min(chunk + 1 + _CHUNKS_AHEAD, self.n_chunks)))
+        _scratch.checked = (id(self), chunk)
         record = self.record(chunk)
         n_bytes = os.fstat(descriptor).st_size
         if n_bytes != record["bytes"]:
