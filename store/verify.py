@@ -1,6 +1,7 @@
 """Checks every byte of a store against what was committed."""
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,10 +11,11 @@ from pathlib import Path
 
 from ..progress import Reporter
 from . import format as f
-from .errors import DamagedStoreError
+from .errors import DamagedStoreError, StoreError, UnreachableStoreError
 from .found_parts import FoundPart, find_parts
 from .image_digest import image_digest
-from .objects import Objects, open_objects
+from .objects import Objects, is_url, open_objects
+from .part import StorePart
 from .part_check import Checked, PartCheck, Problem
 
 _LOCAL_THREADS = 8  # at most; as many as cores
@@ -76,7 +78,31 @@ def verify_store(
             found += whole_part_problems(check, found)
             report.problems += [part.named(problem) for problem in found]
     report.leftovers = sorted(_leftovers(objects, parts))
+    report.problems += [_lost_part(name) for name in report.leftovers if _is_finished_addition(objects, name)]
     return report
+
+
+def _is_finished_addition(objects: Objects, folder: str) -> bool:
+    """Whether a leftover is a folder below `parts/` that holds a whole store."""
+    if not (folder.startswith(f"{f.PARTS}/") and folder.endswith("/")):
+        return False
+    try:
+        StorePart(objects.child(folder.rstrip("/")))
+    except UnreachableStoreError:
+        raise
+    except StoreError:
+        return False  # an addition that was not finished
+    return True
+
+
+def _lost_part(folder: str) -> Problem:
+    return Problem(
+        f.part_record_file(int(folder.split("/")[1])),
+        None,
+        None,
+        f"is missing, though {folder} holds a finished store: the record was lost, or `harvest --append` was killed "
+        "before it wrote it. Run that harvest again, or use --repair",
+    )
 
 
 def run_ahead(tasks: Iterator[Task], threads: int) -> Iterator[Checked]:
@@ -150,16 +176,18 @@ def _leftovers(objects: Objects, parts: list[FoundPart]) -> Iterator[str]:
     known = {part.reference: _files_of(part) for part in parts}
     joined = range(1, len(objects.names(f.PART_RECORDS)) + 1)
     known.setdefault(None, set()).update(f.part_record_file(number) for number in joined)
+    folders = {name for name in known if name is not None}
     additions = set()
     for name, _ in objects.walk():
-        folder = "/".join(name.split("/")[:2]) if name.startswith(f"{f.PARTS}/") else None
-        if folder not in known:
-            additions.add(f"{folder}/")
+        folder = next((folder for folder in folders if name.startswith(f"{folder}/")), None)
+        addition = re.match(rf"{f.PARTS}/[1-9]\d*/", name) if folder is None else None
+        if addition is not None:
+            additions.add(addition[0])
         elif (name if folder is None else name.removeprefix(f"{folder}/")) not in known[folder]:
             yield name
     yield from additions
     for part in parts:
-        if part.reference is not None and part.objects.url != objects.child(part.reference).url:
+        if part.reference is not None and (is_url(part.reference) or part.reference.startswith(("../", "/"))):
             for name, _ in part.objects.walk():
                 # Where it has parts of its own, those were joined one by one.
                 if name not in known[part.reference] and not name.startswith((f"{f.PARTS}/", f"{f.PART_RECORDS}/")):

@@ -11,11 +11,10 @@ import pytest
 import torch
 import zarr
 from thresher.store import format as f
-from thresher.store.errors import DamagedStoreError, StoreError, UnfinishedStoreError
+from thresher.store.errors import StoreError, UnfinishedStoreError
 from thresher.store.format import Site
 from thresher.store.layout import predicted_bytes
 from thresher.store.reader import open_store
-from thresher.store.verify import verify_store
 from thresher.store.writer import create_store, resume_store, to_bfloat16
 
 
@@ -213,55 +212,6 @@ def test_several_sites_must_be_told_apart(make_store):
         store.activations()
     with pytest.raises(StoreError, match=r"does not hold layer 5.*it holds layer 1"):
         store.activations(Site(5))
-
-
-def test_a_missing_swapped_or_foreign_chunk_is_an_error_and_not_nan(make_store):
-    made = make_store(200)
-    other = make_store(200, name="other.zarr", seed=1)
-    chunk = [made.path / f.chunk_file(Site(1).path, i, 2) for i in range(4)]
-    kept = chunk[1].read_bytes()
-    for spoil, message in (
-        (lambda: chunk[1].unlink(), "is missing"),
-        (lambda: chunk[1].write_bytes(chunk[0].read_bytes()), "was committed"),
-        (lambda: chunk[1].write_bytes((other.path / f.chunk_file(Site(1).path, 1, 2)).read_bytes()), "was committed"),
-        (lambda: chunk[1].write_bytes(kept[:-10]), "bytes"),
-    ):
-        spoil()
-        array = open_store(made.path).activations()
-        array.read(0, 64)
-        with pytest.raises(DamagedStoreError, match=message):
-            array.read(0, 65)
-        problems = verify_store(made.path).problems
-        assert [(p.array, p.chunk, p.rows) for p in problems] == [(Site(1).path, 1, (64, 128))]
-        chunk[1].write_bytes(kept)
-    assert verify_store(made.path).problems == []
-
-
-def test_one_flipped_byte_anywhere_is_found_by_verify(make_store):
-    made = make_store(100, invalid=(5,))
-    files_ = sorted(p for p in made.path.rglob("*") if p.is_file())
-    rng = np.random.default_rng(0)
-    for path in files_:
-        data = path.read_bytes()
-        for at in {0, len(data) - 1, *rng.integers(0, len(data), 3).tolist()}:
-            spoilt = bytearray(data)
-            spoilt[at] ^= 1 << int(rng.integers(8))
-            path.write_bytes(spoilt)
-            try:
-                found = verify_store(made.path).problems
-            except StoreError as error:
-                found = [error]
-            assert found, f"byte {at} of {path.relative_to(made.path)}"
-        path.write_bytes(data)
-    report = verify_store(made.path)
-    assert report.problems == []
-    assert report.leftovers == []
-
-
-def test_verify_lists_strangers_and_temporary_files_without_reading_them(make_store):
-    made = make_store(20)
-    (made.path / "layers" / ".1.tmp").write_bytes(b"half a chunk")
-    assert verify_store(made.path).leftovers == ["layers/.1.tmp"]
 
 
 def test_the_size_is_predicted_within_a_tenth(make_store):
