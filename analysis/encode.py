@@ -4,6 +4,7 @@ import hashlib
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from .._version import __version__
 from ..progress import Reporter, format_bytes, format_rate, format_s
+from ..store.ahead import in_order
 from ..store.errors import StoreError
 from ..store.files import FolderLock, free_bytes
 from ..store.provenance import Provenance
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _SAMPLE_RUNS, _SAMPLE_RUN_ROWS = 16, 64  # 1,024 rows from all over the store predict the size to a few percent
 _ROW_BYTES = 8 + 3 * 4 + 4 + 2  # indptr, three float32, label, split and valid
 _ENTRY_BYTES = 8  # index and value, by row and again by feature
+_BLOCKS_AHEAD = 3  # read while one is encoded: from a bucket, 16 chunks of 1024 rows are then under way
 _DEALT_BYTES = 12  # what an entry takes on disk while it is sorted by feature
 
 
@@ -113,6 +116,15 @@ class _Source:
     """First position."""
     stop: int
     """Position after the last."""
+
+    def read(self, rows: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[Any]]:
+        """Split and label of each row of a range, and the vectors of those to encode."""
+        split = self.splits.codes(*rows)
+        encoded = split != format_.NOT_ENCODED
+        if not encoded.any():
+            return split, self.store.labels(*rows), np.empty((0, self.array.d_in), self.array.stored_dtype)
+        vectors = self.array.read(*rows)
+        return split, self.store.labels(*rows), vectors if encoded.all() else vectors[encoded]
 
 
 def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
@@ -240,27 +252,27 @@ def _write_rows(
     columns, store = RowColumns(group, source.store.n_rows), source.store
     sections: list[SectionSums] = []
     rows_at_once = section_rows(store.n_rows)
-    with reporter.task("encoding", source.stop - source.start, "rows") as task:
-        for first in range(0, store.n_rows, rows_at_once):
-            last = min(first + rows_at_once, store.n_rows)
+    edges = [*range(0, store.n_rows, rows_at_once), store.n_rows]
+    blocks = [
+        (start, min(start + options.block_rows, last))
+        for first, last in pairwise(edges)
+        for start in range(first, last, options.block_rows)
+    ]
+    with (
+        reporter.task("encoding", source.stop - source.start, "rows") as task,
+        closing(in_order(source.read, blocks, _BLOCKS_AHEAD)) as read,
+    ):
+        for first, last in pairwise(edges):
             sums = {code: SectionSums.zero(code, first, last, source.sae.d_in) for code in format_.SPLIT_CODES["all"]}
-            for start in range(first, last, options.block_rows):
-                stop = min(start + options.block_rows, last)
-                split = source.splits.codes(start, stop)
-                encoded = np.flatnonzero(split)
+            for _ in range(first, last, options.block_rows):
+                split, labels, rows = next(read)
                 block = None
-                if len(encoded):
-                    rows = source.array.read(start, stop)
-                    block = encode_block(
-                        source.sae,
-                        source.array,
-                        rows if len(encoded) == len(rows) else rows[encoded],
-                        tile_features=options.tile_features,
-                    )
+                if len(rows):
+                    block = encode_block(source.sae, source.array, rows, tile_features=options.tile_features)
                     n_active += np.bincount(block.index, minlength=len(n_active))
-                    _add_to_sections(sums, split[encoded], block)
-                columns.append(split, store.labels(start, stop), block)
-                task.advance(len(encoded))
+                    _add_to_sections(sums, split[split != format_.NOT_ENCODED], block)
+                columns.append(split, labels, block)
+                task.advance(len(rows))
             sections += [s for s in sums.values() if s.n]
     columns.close()
     return sections
