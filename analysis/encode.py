@@ -129,23 +129,23 @@ class _Source:
 
 def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
     from ..devices import choose_device
+    from ..train.configuration import is_training_store, require_training_store
     from ..train.run_dir import open_run
 
     run = open_run(run_path)
     if options.store is None:
         store = open_store(run.store_path, n_parts=run.n_store_parts)
+        try:
+            require_training_store(run, store)
+        except StoreError as error:
+            raise StoreError(f"{error} To encode another store of the same site, name it with --store.") from None
     else:
         store = open_store(options.store)
     array = store.activations(run.site)
-    is_training_store = store.fingerprint == run.store_fingerprint
+    is_same = is_training_store(run, store)
     what = f"{store.url} does not fit the SAE of {run_path}"
-    if options.store is None and not is_training_store:
-        raise StoreError(
-            f"{what}: its fingerprint is {store.fingerprint}, that of the store it was trained on is "
-            f"{run.store_fingerprint}. To encode another store of the same site, name it with --store."
-        )
     Provenance.from_json(run.provenance).require_same_space(store.provenance, what)
-    if not is_training_store and options.split != "all":
+    if not is_same and options.split != "all":
         raise ValueError(
             f"split must be all for {store.url}: the run was trained on another store, so that none of its rows is "
             f"a training row; got {options.split!r}"
@@ -162,8 +162,8 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
         sae_sha256=hashlib.sha256((run_path / "sae.safetensors").read_bytes()).hexdigest(),
         store=store,
         array=array,
-        is_training_store=is_training_store,
-        splits=RowSplits(store, start, stop, is_training_store=is_training_store),
+        is_training_store=is_same,
+        splits=RowSplits(store, start, stop, is_training_store=is_same),
         start=start,
         stop=stop,
     )
@@ -233,6 +233,7 @@ def _write(source: _Source, folder: Path, options: EncodeOptions, reporter: Repo
         held_out_start=splits.held_out_start,
         store=store.objects.absolute_url,
         store_fingerprint=store.fingerprint,
+        n_store_parts=len(store.parts),
         is_training_store=source.is_training_store,
         site=source.array.site.path,
         sae_sha256=source.sae_sha256,

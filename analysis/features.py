@@ -73,6 +73,8 @@ class FeaturesInfo:
     store: str
     """Absolute path, or URL, of the activation store."""
     store_fingerprint: str
+    n_store_parts: int
+    """Parts that the store had then; others may have been added since."""
     is_training_store: bool
     """Whether the SAE was trained on this store."""
     site: str

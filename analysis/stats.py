@@ -14,7 +14,7 @@ from ..progress import Reporter
 from ..store.errors import StoreError
 from ..store.files import FolderLock
 from .clusters import Coherence, UldSplit, coherence, find_uld_cluster
-from .features import SPLIT_CODES, FeatureActivations, open_features
+from .features import SPLIT_CODES, FeatureActivations, FeaturesInfo, open_features
 from .folders import refuse_existing
 from .forecast import require_space
 from .options import StatsOptions
@@ -104,7 +104,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
     with closing(FolderLock(run_path)):
         figures = _draw(run_path, statistics, split, options, reporter)
         store_path = run.store_path if info.is_training_store else info.store
-        sheets = _sheets(run_path, store_path, statistics, split, options, reporter)
+        sheets = _sheets(run_path, store_path, info, statistics, split, options, reporter)
         # last: its stats.json says that all of it is there, so a command stopped before can be given again as it was
         write_statistics(run_path, statistics, split.is_uld, document, overwrite=True)
     return StatsResult(
@@ -229,6 +229,7 @@ def _draw(
 def _sheets(
     run_path: Path,
     store_path: str | Path,
+    info: FeaturesInfo,
     statistics: FeatureStatistics,
     split: UldSplit,
     options: StatsOptions,
@@ -240,9 +241,12 @@ def _sheets(
     from .sheets import SheetPlan, draw_sheets
 
     try:
-        store = open_store(store_path)
+        store = open_store(store_path, n_parts=info.n_store_parts)
     except StoreError as error:
         reporter.warn(f"no contact sheets: {error}")
+        return []
+    if store.fingerprint != info.store_fingerprint:
+        reporter.warn(f"no contact sheets: {store_path} is not the store that was encoded (other fingerprint)")
         return []
     if store.thumbnail_px is None:
         reporter.warn(f"no contact sheets: {store_path} was harvested without thumbnails")

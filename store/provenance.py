@@ -1,5 +1,6 @@
 """The provenance record: what stored activations were made of, and with what."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
@@ -77,7 +78,7 @@ class Provenance:
             Naming the first field that differs.
         """
         free = {"packages", "image_source", "source", "limit", "precision_error"}
-        self._require_same(other, [f.name for f in fields(self) if f.name not in free], what)
+        self._require_same(other, what, [f.name for f in fields(self) if f.name not in free])
 
     def require_same_space(self, other: "Provenance", what: str) -> None:
         """Check that `other`'s rows lie in the same space, so that one SAE may read both.
@@ -87,7 +88,7 @@ class Provenance:
         StoreError
             Naming the first field that differs.
         """
-        self._require_same(other, ["weights_sha256", "quick_gelu", "width", "preprocessing"], what)
+        self._require_same(other, what, ["weights_sha256", "quick_gelu", "width", "preprocessing"])
 
     def require_same_kind(self, other: "Provenance", what: str) -> None:
         """Check that `other`'s rows were computed and stored alike, so that both may be parts of one store.
@@ -97,12 +98,37 @@ class Provenance:
         StoreError
             Naming the first field that differs.
         """
-        self._require_same(
-            other, ["weights_sha256", "quick_gelu", "width", "preprocessing", "precision", "dtype"], what
-        )
+        names = ["weights_sha256", "quick_gelu", "width", "preprocessing", "precision", "dtype"]
+        self._require_same(other, what, names)
 
-    def _require_same(self, other: "Provenance", names: list[str], what: str) -> None:
-        for name in names:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise StoreError(f"{what}: {name} is {mine!r} there and {theirs!r} here.")
+    def differences(self, other: "Provenance", names: Sequence[str] | None = None) -> list[str]:
+        """Each field that differs, with its values: `seed is 0 there and 1 here`; `other` is here.
+
+        Parameters
+        ----------
+        other
+            What to compare with.
+        names
+            Of the fields to compare; all of them where None.
+        """
+        found = []
+        for name in names if names is not None else [f.name for f in fields(self)]:
+            found += differences(name, getattr(self, name), getattr(other, name))
+        return found
+
+    def _require_same(self, other: "Provenance", what: str, names: Sequence[str]) -> None:
+        found = self.differences(other, names)
+        if found:
+            raise StoreError(f"{what}: {found[0]}.")
+
+
+def differences(name: str, there: Any, here: Any) -> list[str]:
+    """How two values of a field differ, entry by entry where it has entries: `packages.torch is ...`."""
+    if there == here:
+        return []
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = []
+        for entry in there | here:
+            found += differences(f"{name}.{entry}", there.get(entry), here.get(entry))
+        return found
+    return [f"{name} is {there!r} there and {here!r} here"]

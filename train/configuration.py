@@ -1,5 +1,6 @@
 """What a run records before its first step, and is held to when it is resumed."""
 
+from dataclasses import fields
 from importlib.metadata import version
 from os.path import relpath
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from .._version import __version__
 from ..store.errors import StoreError
 from ..store.format import Site
+from ..store.provenance import Provenance, differences
 from ..store.reader import ActivationStore
 from .options import TrainOptions
 from .run_dir import Run, check_same
@@ -36,9 +38,6 @@ def describe_run(
     options: TrainOptions, store: ActivationStore, site: Site, run_path: Path, d_sae: int
 ) -> dict[str, Any]:
     """Everything of config.json but its format."""
-    folder = store.objects.local
-    # A run and its store on one disk may be moved together.
-    from_run = {"path_from_run": relpath(folder.resolve(), run_path.resolve())} if folder is not None else {}
     return {
         "options": options.to_json(),
         "site": site.path,
@@ -49,26 +48,80 @@ def describe_run(
         "passes": options.steps * options.batch_size / store.split("train")[1],
         "train_positions": list(store.split("train")),
         "heldout_positions": list(store.split("heldout")),
-        "store": {
-            "path": store.objects.absolute_url if folder is None else str(folder.resolve()),
-            **from_run,
-            "n_parts": len(store.parts),
-            "fingerprint": store.fingerprint,
-            "n_rows": store.n_rows,
-            "n_valid": store.n_valid,
-            "provenance": store.provenance.to_json(),
-        },
+        "store": describe_store(store, run_path),
         "packages": {"thresher": __version__, **{name: version(name) for name in ("torch", "numpy", "safetensors")}},
     }
 
 
-def check_resumable(run: Run, options: TrainOptions, config: dict[str, Any]) -> None:
-    """Raise `StoreError` naming what of options, store or site is not as the run was started."""
-    if run.store_fingerprint != config["store"]["fingerprint"]:
-        raise StoreError(
-            f"{run.path} was trained on {run.store_path}, not on {config['store']['path']}: the fingerprints differ."
-        )
+def describe_store(store: ActivationStore, run_path: Path) -> dict[str, Any]:
+    """What config.json says of the store that a run is trained on."""
+    folder = store.objects.local
+    # A run and its store on one disk may be moved together.
+    from_run = {"path_from_run": relpath(folder.resolve(), run_path.resolve())} if folder is not None else {}
+    return {
+        "path": store.objects.absolute_url if folder is None else str(folder.resolve()),
+        **from_run,
+        **_arrays(store),
+        "fingerprint": store.fingerprint,
+        "part_fingerprints": [part.fingerprint for part in store.parts],
+        "provenance": store.provenance.to_json(),
+    }
+
+
+def _arrays(store: ActivationStore) -> dict[str, Any]:
+    """What a store's arrays are, as far as its provenance does not say it."""
+    return {
+        "n_parts": len(store.parts),
+        "sites": [site.path for site in store.sites],
+        "tokens_per_image": store.tokens_per_image,
+        "rows_per_chunk": store.rows_per_chunk,
+        "codec": store.codec,
+        "thumbnail_px": store.thumbnail_px,
+        "n_rows": store.n_rows,
+        "n_valid": store.n_valid,
+    }
+
+
+def is_training_store(run: Run, store: ActivationStore) -> bool:
+    """Whether a store, opened with as many parts as it had then, is the one that a run was trained on."""
+    # A harvest that could not read the same images as an earlier one has the metadata of that one all the same.
+    recorded = run.config["store"]
+    return (recorded["fingerprint"], recorded.get("n_valid")) == (store.fingerprint, store.n_valid)
+
+
+def require_training_store(run: Run, store: ActivationStore) -> None:
+    """Check that a store, opened with as many parts as it had then, is the one that a run was trained on.
+
+    Raises
+    ------
+    StoreError
+        Naming the first field that differs: of the provenance, of the arrays, of the images.
+    """
+    if is_training_store(run, store):
+        return
+    recorded = run.config["store"]
+    theirs = Provenance.from_json(recorded["provenance"])
+    images = "keys_sha256"  # last: where anything else of the images differs, that says more
+    found = theirs.differences(store.provenance, [f.name for f in fields(theirs) if f.name != images])
+    for name, here in _arrays(store).items():
+        found += differences(name, recorded.get(name), here)
+    found += theirs.differences(store.provenance, [images])
+    for number, part in enumerate(store.parts):
+        there = dict(enumerate(recorded.get("part_fingerprints", ()))).get(number)
+        found += differences(f"the fingerprint of part {number}", there, part.fingerprint)
+    raise StoreError(f"{store.url} is not the store that {run.path} was trained on: {found[0]}.")
+
+
+def check_resumable(run: Run, options: TrainOptions, store: ActivationStore, site: Site) -> None:
+    """Check that a run can go on with these options on this store.
+
+    Raises
+    ------
+    StoreError
+        Naming what is not as the run was started with.
+    """
+    check_same(run.path, "site", site.path, run.config["site"])
+    require_training_store(run, store)
     given = options.to_json()
     for name, started in run.options.to_json().items():
         check_same(run.path, name, given[name], started)
-    check_same(run.path, "site", config["site"], run.config["site"])

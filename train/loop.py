@@ -111,7 +111,7 @@ def train(
     d_sae = options.d_sae(activations.d_in)
     config = describe_run(options, store, site, run_path, d_sae)
     if started is not None:
-        check_resumable(started, options, config)
+        check_resumable(started, options, store, site)
         if started.is_finished:
             reporter.say(f"{run_path} is finished: {options.steps:,} steps. Nothing to resume.")
             return _finished_result(started)

@@ -15,6 +15,7 @@ from thresher.analysis.features import HELD_OUT, NOT_ENCODED, TRAIN, FeaturesInf
 from thresher.analysis.row_columns import RowColumns
 from thresher.progress import Reporter
 from thresher.store.reader import open_store
+from thresher.train.configuration import describe_store
 from thresher.train.models import ReluSae, SparseAutoencoder, TopKSae
 from thresher.train.options import TrainOptions
 from thresher.train.run_dir import create_run
@@ -45,20 +46,14 @@ def make_run(tmp_path: Path) -> Callable[..., MadeRun]:
         b_enc[3] = -1e4
         weights = (encoder, b_enc, encoder / encoder.norm(dim=1, keepdim=True) * 0.4, normal(d_in) * 0.1)
         sae = ReluSae(*weights) if k is None else TopKSae(*weights, k=k)
+        path = tmp_path / name
         config: dict[str, Any] = {
             "options": TrainOptions().to_json(),
             "site": store.sites[0].path,
             "d_in": d_in,
             "d_sae": d_sae,
-            "store": {
-                "path": str(store_path),
-                "path_from_run": "nowhere",
-                "n_parts": len(store.parts),
-                "fingerprint": store.fingerprint,
-                "provenance": store.provenance.to_json(),
-            },
+            "store": {**describe_store(store, path), "path_from_run": "nowhere"},
         }
-        path = tmp_path / name
         create_run(path, config, overwrite=False)
         sae.save(path / "sae.safetensors")
         return MadeRun(path, sae, store_path)
@@ -129,6 +124,7 @@ def write_features(tmp_path: Path) -> Callable[..., Path]:
             held_out_start=None,
             store="a store",
             store_fingerprint="of it",
+            n_store_parts=1,
             is_training_store=True,
             site="layers/1/resid_post/cls",
             sae_sha256="0" * 64,
