@@ -43,13 +43,15 @@ def overview_sheet(store: ActivationStore, lines: Sequence[SheetLine], title: st
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, _MARGIN - 4), title, _BLACK, _font(16))
     font: Any = _font(11)
+    shown = sorted({int(row) for line in lines for row in list(line.rows)[:IMAGES_PER_LINE] if row >= 0})
+    pictures = dict(zip(shown, store.thumbnails(shown), strict=True))
     for number, line in enumerate(lines):
         x = _MARGIN + number // per_column * column_width
         y = _MARGIN + _TITLE + number % per_column * _LINE
         for text, colour, below in zip(line.texts, (_BLACK, _BLUE, _GREY), (1, 15, 29), strict=True):
             draw.text((x, y + below), _cut(draw, text, font), colour, font)
         for column, row in enumerate(list(line.rows)[:IMAGES_PER_LINE]):
-            picture = None if row < 0 else _thumbnail(store, int(row))
+            picture = None if row < 0 else _scaled(pictures[int(row)])
             if picture is not None:
                 left = x + _TEXT + column * (_CELL + _GAP)
                 sheet.paste(picture, (left + (_CELL - picture.width) // 2, y + (_CELL - picture.height) // 2))
@@ -58,10 +60,9 @@ def overview_sheet(store: ActivationStore, lines: Sequence[SheetLine], title: st
     return buffer.getvalue()
 
 
-def _thumbnail(store: ActivationStore, row: int) -> "Image | None":
+def _scaled(blob: bytes | None) -> "Image | None":
     from PIL import Image
 
-    blob = store.thumbnail(row)
     if blob is None:
         return None
     picture = Image.open(io.BytesIO(blob)).convert("RGB")

@@ -107,6 +107,8 @@ def contact_sheet(
     fonts = {"title": _font(17), "header": _font(14), "caption": _font(11)}
     draw.text((_MARGIN, _MARGIN - 4), _fit(draw, title, fonts["title"], width - 2 * _MARGIN), _BLACK, fonts["title"])
     y = _MARGIN + _HEADER
+    rows = np.unique(shown[shown >= 0])
+    pictures = dict(zip(rows.tolist(), store.thumbnails(rows), strict=True))
     for feature, n_lines in zip(features.tolist(), lines, strict=True):
         header = _fit(draw, _describe(statistics, feature), fonts["header"], width - 2 * _MARGIN)
         draw.text((_MARGIN, y + 4), header, _BLACK, fonts["header"])
@@ -116,7 +118,8 @@ def contact_sheet(
             if row < 0:
                 break
             place = (_MARGIN + i % _COLUMNS * (_CELL + _GAP), y + i // _COLUMNS * line_height)
-            _draw_cell(sheet, draw, place, store, row, float(statistics.top_value[feature, i]), fonts["caption"])
+            value = float(statistics.top_value[feature, i])
+            _draw_cell(sheet, draw, place, store, row, pictures[row], value, fonts["caption"])
         y += n_lines * line_height + _BLOCK_GAP
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
@@ -129,13 +132,13 @@ def _draw_cell(
     place: tuple[int, int],
     store: ActivationStore,
     row: int,
+    blob: bytes | None,
     value: float,
     font: "FreeTypeFont | Any",
 ) -> None:
     from PIL import Image
 
     x, y = place
-    blob = store.thumbnail(row)
     if blob is None:
         draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), outline=_GREY)
         draw.text((x + 6, y + 6), "no thumbnail", _GREY, font)

@@ -1,7 +1,8 @@
 """One part of a store: what one harvest wrote, finished and undamaged as far as its metadata shows."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from .errors import DamagedStoreError, StoreError, UnfinishedStoreError
 from .objects import Objects
 from .positions import Positions
 from .provenance import Provenance
-from .records import VERIFY, crc32c, decode_record, encode_record, read_record, to_hex
-from .row_order import RowOrder
+from .records import VERIFY, crc32c, decode_record, encode_record, to_hex
+from .row_order import Indices, RowOrder
+
+_WINDOWS_AT_ONCE = 16  # whose thumbnails are read together: some 64 MB of them
 
 
 class StorePart:
@@ -85,39 +88,55 @@ class StorePart:
             keys.append(os.fsdecode(blob.read(start, stop).tobytes()))
         return keys
 
-    def thumbnail(self, image: int) -> bytes | None:
-        """WebP bytes of an image, None where the part holds none.
+    def thumbnails(self, images: Indices) -> list[bytes | None]:
+        """WebP bytes of each image, None where the part holds none.
 
         Raises
         ------
         DamagedStoreError
             When the bytes are not those that were committed.
         """
+        found: list[bytes | None] = [None] * len(images)
         if self.thumbnail_px is None:
-            return None
-        window, nth = divmod(int(self.order.places(np.array([image]))[0]), self.rows_per_chunk)
-        record = self.thumbnails_record(window)
-        folder = f"{f.THUMBS}/{window}"
-        blob, offset = (
-            self._thumbnail_bytes(f"{folder}/{name}", record["chunks"][name]) for name in ("blob", "offset")
-        )
-        start, stop = (int(edge) for edge in np.frombuffer(offset, np.uint64)[nth : nth + 2])
-        return bytes(blob[start:stop]) or None
+            return found
+        window, nth = np.divmod(self.order.places(images), self.rows_per_chunk)
+        windows: list[int] = np.unique(window).tolist()
+        for begin in range(0, len(windows), _WINDOWS_AT_ONCE):
+            some = windows[begin : begin + _WINDOWS_AT_ONCE]
+            for each, (blob, offset) in zip(some, self._read_thumbnails(some), strict=True):
+                for i in np.flatnonzero(window == each).tolist():
+                    start, stop = offset[nth[i] : nth[i] + 2].tolist()
+                    found[i] = bytes(blob[start:stop]) or None
+        return found
 
-    def thumbnails_record(self, window: int) -> dict[str, Any]:
-        """The commit record of a window's thumbnails; `DamagedStoreError` where it belongs elsewhere."""
-        name = f.thumbs_record_file(window)
-        record = read_record(self.objects, name)
+    def _read_thumbnails(self, windows: list[int]) -> Iterator[tuple[memoryview, NDArray[np.uint64]]]:
+        """The pictures of each window end to end, and where each begins."""
+        paths = [f.thumbs_chunks(window) for window in windows]
+        names = [
+            [f.thumbs_record_file(w), path["blob"], path["offset"]] for w, path in zip(windows, paths, strict=True)
+        ]
+        read = iter(self.objects.read_many([name for some in names for name in some]))
+        for window, path in zip(windows, paths, strict=True):
+            record, blob, offset = islice(read, 3)
+            committed = self._thumbnails_record(window, record)["chunks"]
+            yield (
+                self._unsealed(path["blob"], blob, committed["blob"]),
+                np.frombuffer(self._unsealed(path["offset"], offset, committed["offset"]), np.uint64),
+            )
+
+    def _thumbnails_record(self, window: int, data: bytes | None) -> dict[str, Any]:
+        where = f"{self.objects}/{f.thumbs_record_file(window)}"
+        if data is None:
+            raise DamagedStoreError(f"{where} is missing. {VERIFY}")
+        record = decode_record(data, where)
         if (record.get("chunk"), record.get("metadata_crc32c")) != (window, self.metadata_crc32c):
-            raise DamagedStoreError(f"{self.objects}/{name} belongs to other thumbnails. {VERIFY}")
+            raise DamagedStoreError(f"{where} belongs to other thumbnails. {VERIFY}")
         return record
 
-    def _thumbnail_bytes(self, array: str, committed: dict[str, Any]) -> memoryview:
-        name = f.chunk_file(array, 0, 1)
-        try:
-            return unseal(self.objects.read(name), int(committed["crc32c"], 16), f"{self.objects}/{name}")
-        except FileNotFoundError:
-            raise DamagedStoreError(f"{self.objects}/{name} is missing, though it was committed. {VERIFY}") from None
+    def _unsealed(self, name: str, data: bytes | None, committed: dict[str, Any]) -> memoryview:
+        if data is None:
+            raise DamagedStoreError(f"{self.objects}/{name} is missing, though it was committed. {VERIFY}")
+        return unseal(data, int(committed["crc32c"], 16), f"{self.objects}/{name}")
 
     def _read_unreadable(self) -> list[tuple[int, str]]:
         # A window's list stands in the record of its first chunk.

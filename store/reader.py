@@ -1,7 +1,7 @@
 """Opens a finished store, reads its rows: the committed ones, in any place, each chunk checked once."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -142,17 +142,30 @@ class ActivationStore:
             keys += self.parts[number].keys([image])
         return keys
 
-    def thumbnail(self, row: int) -> bytes | None:
-        """WebP bytes of the row's image, None where the store holds none.
+    def thumbnails(self, rows: Sequence[int] | Indices) -> list[bytes | None]:
+        """WebP bytes of each row's image, None where the store holds none.
+
+        A window's thumbnails are read once: ask for many at a time.
 
         Raises
         ------
         DamagedStoreError
             When the bytes are not those that were committed.
         """
-        number, local = self._part_of_row(int(row))
-        part = self.parts[number]
-        return part.thumbnail(int(part.array(f.ROW_IMAGE).read(local, local + 1)[0]))
+        found: list[bytes | None] = [None] * len(rows)
+        places = [self._part_of_row(int(row)) for row in rows]
+        for number in {number for number, _ in places}:
+            here = [i for i, (part, _) in enumerate(places) if part == number]
+            part = self.parts[number]
+            image = part.array(f.ROW_IMAGE)
+            images = np.array([image.read(places[i][1], places[i][1] + 1)[0] for i in here], np.int64)
+            for i, picture in zip(here, part.thumbnails(images), strict=True):
+                found[i] = picture
+        return found
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """WebP bytes of one row's image; see `thumbnails`."""
+        return self.thumbnails([row])[0]
 
     @cached_property
     def unreadable(self) -> list[Unreadable]:

@@ -182,7 +182,8 @@ def _webp(colour: tuple[int, int, int], size: tuple[int, int]) -> bytes:
 
 def test_figures_and_contact_sheets_are_pictures(encoded_run, monkeypatch):
     monkeypatch.setattr(
-        "thresher.store.reader.ActivationStore.thumbnail", lambda _, row: _webp((row % 256, 0, 0), (128, 96))
+        "thresher.store.reader.ActivationStore.thumbnails",
+        lambda _, rows: [_webp((row % 256, 0, 0), (128, 96)) for row in rows],
     )
     (encoded_run.path / "metrics.jsonl").write_text(
         "".join(
@@ -219,7 +220,8 @@ def test_figures_and_contact_sheets_are_pictures(encoded_run, monkeypatch):
 def test_the_first_picture_of_a_feature_is_its_largest_row(encoded_run, monkeypatch):
     colours = {row: ((37 * row) % 256, (11 * row) % 256, 200) for row in range(300)}
     monkeypatch.setattr(
-        "thresher.store.reader.ActivationStore.thumbnail", lambda _, row: _webp(colours[row], (128, 128))
+        "thresher.store.reader.ActivationStore.thumbnails",
+        lambda _, rows: [_webp(colours[row], (128, 128)) for row in rows],
     )
     result = stats(encoded_run.path, replace(QUICK, figures=True, sheet_features=(7,)))
     with Image.open(result.sheets[0]) as sheet:

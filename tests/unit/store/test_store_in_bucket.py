@@ -98,6 +98,18 @@ def test_a_read_of_many_chunks_asks_for_them_together_and_for_each_record_once(m
     assert asked == {"read_many": 1, "objects": 4}  # chunks 15, 0, 5 and 6; their records are known
 
 
+def test_thumbnails_of_many_rows_are_asked_for_together(make_store, asked):
+    made = make_store(640, 4, place="memory://pictures/x.zarr", rows_per_chunk=40, invalid=(7,))
+    store = open_store("memory://pictures/x.zarr")
+    store.images(0, 640)
+    asked.clear()
+    rows = [639, 3, 3, 7, 41, 300, 0]
+    want = [None if row == 7 else b"thumbnail %d" % made.row_image[row] for row in rows]
+    assert store.thumbnails(rows) == want
+    assert asked == {"read_many": 1, "objects": 3 * 4}  # a record, a blob and the offsets of windows 0, 1, 7 and 15
+    assert store.thumbnails([]) == []
+
+
 def test_what_is_kept_of_earlier_reads_is_not_asked_for_again(make_store, asked):
     make_store(640, 4, place="memory://kept/x.zarr", rows_per_chunk=20, thumbnails=False)
     array = open_store("memory://kept/x.zarr").activations()
