@@ -104,13 +104,14 @@ class _Joined(Ranks):
         """Threads that all processes of this machine together may compute with.
 
         torchrun gives each process one thread where the user has chosen nothing. Then it is as many as torch takes in a
-        process of its own, which one process asks for all; else it is what the user gave each, times their number.
+        process of its own; else as many as it takes there when given what the user gave each, times their number. One
+        process finds out for all.
         """
-        if self._n_threads is None and os.environ.get("OMP_NUM_THREADS", "1") != "1":
-            self._n_threads = torch.get_num_threads() * self.n_local
         if self._n_threads is None:
             if self.is_first:
-                self._store.set("threads", str(_threads_of_a_fresh_process()))
+                given = int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0])
+                n_threads = _threads_of_a_fresh_process(given * self.n_local if given > 1 else None)
+                self._store.set("threads", str(n_threads))
             self._wait(lambda: self._store.check(["threads"]))
             self._n_threads = int(self._store.get("threads"))
         return self._n_threads
@@ -212,8 +213,11 @@ def join_ranks() -> Ranks:
     )
 
 
-def _threads_of_a_fresh_process() -> int:
+def _threads_of_a_fresh_process(chosen: int | None) -> int:
+    """Threads that torch takes in a process that is given so many, or no number; it may take fewer than given."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if chosen is not None:
+        environment["OMP_NUM_THREADS"] = str(chosen)
     code = "import torch; print(torch.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout)

@@ -35,17 +35,20 @@ class Source:
         config = {"model_cfg": {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
         (folder / "model.json").write_text(json.dumps(config))
 
-    def start(self, store: Path, n_processes: int, *options: object, as_command: bool = False) -> subprocess.Popen:
-        """A harvest in so many processes; 1 is one without torchrun."""
+    def start(
+        self, store: Path, n_processes: int, *options: object, as_command: bool = False, threads: int | None = None
+    ) -> subprocess.Popen:
+        """A harvest in so many processes; 1 is one without torchrun. Each is given so many threads; None: no choice."""
         harvest = ["harvest", "images", store, "--model", "model.json", "--pretrained", "none", "--layer", 2]
         harvest += ["--rows-per-chunk", 16, "--batch-size", 8, *options]
         command = [THRESHER]
         if n_processes > 1:
             how = ["--no-python", THRESHER] if as_command else ["-m", "thresher"]
             command = [*TORCHRUN, "--nproc-per-node", n_processes, *how]
+        environment = ENVIRONMENT if threads is None else {**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}
         with open(store.with_suffix(".log"), "w") as log:
             return subprocess.Popen(
-                [*map(str, command), *map(str, harvest)], cwd=self.folder, env=ENVIRONMENT, stdout=log, stderr=log
+                [*map(str, command), *map(str, harvest)], cwd=self.folder, env=environment, stdout=log, stderr=log
             )
 
 
@@ -112,6 +115,15 @@ def test_three_processes_write_the_bytes_of_one(larger, whole, tmp_path, token):
     process = larger.start(tmp_path / "s.zarr", 3, "--token", token, "--workers", 1, as_command=True)
     assert process.wait(timeout=300) == 0, log_of(tmp_path / "s.zarr")
     require_same_bytes(whole(token), tmp_path / "s.zarr")
+
+
+@pytest.mark.faults
+def test_threads_that_the_user_chose_are_those_of_all_processes_together(small, tmp_path):
+    options = ("--token", "all", "--dtype", "float32", "--workers", 0, "--rows-per-chunk", 32, "--batch-size", 32)
+    for n in (1, 2):
+        process = small.start(tmp_path / f"{n}.zarr", n, *options, threads=4 // n)
+        assert process.wait(timeout=300) == 0, log_of(tmp_path / f"{n}.zarr")
+    require_same_bytes(tmp_path / "1.zarr", tmp_path / "2.zarr")
 
 
 @pytest.mark.faults

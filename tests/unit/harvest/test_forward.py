@@ -85,14 +85,14 @@ def test_the_threads_of_a_batch_follow_from_the_machine_and_the_store(n_threads,
 
 
 class Local(Ranks):
-    """One of some processes of a machine with twelve threads."""
+    """One of some processes of a machine with so many threads."""
 
-    def __init__(self, local_rank, n_local):
+    def __init__(self, local_rank, n_local, n_threads=12):
         super().__init__()
-        self.local_rank, self.n_local = local_rank, n_local
+        self.local_rank, self.n_local, self.n_threads = local_rank, n_local, n_threads
 
     def threads(self):
-        return 12
+        return self.n_threads
 
 
 @pytest.mark.parametrize("n_local", [1, 2, 3, 5, 11])
@@ -105,3 +105,20 @@ def test_processes_share_the_batches_and_give_each_batch_the_threads_that_one_pr
             assert runner._threads.submit(torch.get_num_threads).result() == 2
     assert sum(parallel) == max(6, n_local)
     assert max(parallel) - min(parallel) <= 1
+
+
+def test_a_batch_has_the_same_bits_in_one_process_and_in_one_of_several(models):
+    # one image in sixteen threads: there torch splits sums otherwise than in one
+    vision = {"image_size": 32, "layers": 4, "width": 96, "head_width": 32, "patch_size": 8}
+    tower = load_tower(str(models.write("wider", vision_cfg=vision)))
+    site = Site(2, "mlp_act", "all")
+    pixels = batches(1)[0][:1]
+    before, rows = torch.get_num_threads(), {}
+    try:
+        for n_threads, ranks in ((16, None), (1, Local(1, 2, 16))):  # what torch has in each process
+            torch.set_num_threads(n_threads)
+            with TowerRunner(tower, [site], n_batches=1, ranks=ranks) as runner:
+                rows[n_threads] = runner.submit(pixels).result()[site]
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(rows[16], rows[1])

@@ -146,15 +146,13 @@ def test_a_signal_is_told_by_the_first_alone(joined):
         raise KeyboardInterrupt
 
 
-def test_threads_are_those_that_one_process_would_take(joined, monkeypatch):
+@pytest.mark.parametrize("each", [None, 3])
+def test_threads_are_those_that_one_process_would_take(joined, monkeypatch, each):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what torchrun sets where the user has chosen nothing
+    if each is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", str(each))
+        environment["OMP_NUM_THREADS"] = str(2 * each)
     code = "import torch; print(torch.get_num_threads())"
     alone = int(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what torchrun sets where the user has chosen nothing
     assert [ranks.threads() for ranks in joined(2)] == [alone, alone]
-
-
-def test_threads_that_the_user_chose_are_multiplied_by_the_processes(joined, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert [ranks.threads() for ranks in joined(2)] == [6, 6]
