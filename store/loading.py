@@ -1,8 +1,8 @@
 """How the rows of a store are best read for training, and how well its batches mix."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from .epochs import default_run_length
 
@@ -39,6 +39,15 @@ class LoadingPlan:
     """At most, beside a few batches."""
     notes: tuple[str, ...] = ()
     """What the user should know."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a run records it, so that its order of rows can be had again wherever its store is moved to."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "LoadingPlan":
+        """Read a plan back."""
+        return cls(**record | {"notes": tuple(record["notes"])})
 
 
 def plan_loading(

@@ -9,6 +9,7 @@ from typing import Any
 from .._version import __version__
 from ..store.errors import StoreError
 from ..store.format import Site
+from ..store.loading import LoadingPlan
 from ..store.provenance import Provenance, differences
 from ..store.reader import ActivationStore
 from .options import TrainOptions
@@ -35,7 +36,7 @@ def choose_site(store: ActivationStore, options: TrainOptions) -> Site:
 
 
 def describe_run(
-    options: TrainOptions, store: ActivationStore, site: Site, run_path: Path, d_sae: int
+    options: TrainOptions, store: ActivationStore, site: Site, run_path: Path, d_sae: int, plan: LoadingPlan
 ) -> dict[str, Any]:
     """Everything of config.json but its format."""
     return {
@@ -49,6 +50,7 @@ def describe_run(
         "train_positions": list(store.split("train")),
         "heldout_positions": list(store.split("heldout")),
         "store": describe_store(store, run_path),
+        "loading": plan.to_json(),
         "packages": {"thresher": __version__, **{name: version(name) for name in ("torch", "numpy", "safetensors")}},
     }
 

@@ -15,6 +15,7 @@ from ..progress import Reporter, Task, format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import FolderLock
 from ..store.format import Site
+from ..store.loading import plan_loading
 from ..store.reader import ActivationArray, open_store
 from .checkpoint import TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint
 from .configuration import check_resumable, choose_site, describe_run
@@ -109,7 +110,6 @@ def train(
     activations = store.activations(site)
     device = choose_device(options.device)
     d_sae = options.d_sae(activations.d_in)
-    config = describe_run(options, store, site, run_path, d_sae)
     if started is not None:
         check_resumable(started, options, store, site)
         if started.is_finished:
@@ -119,7 +119,11 @@ def train(
         check_space(run_path, activations.d_in, d_sae)
         make_folder(run_path)
     with closing(FolderLock(run_path)):  # before --overwrite removes anything
-        run = started or create_run(run_path, config, overwrite=options.overwrite)
+        if started is None:
+            plan = plan_loading([activations], options.batch_size, round(options.loader_memory * 1e9))
+            config = describe_run(options, store, site, run_path, d_sae, plan)
+            started = create_run(run_path, config, overwrite=options.overwrite)
+        run = started
         return _Training(run, options, activations, device, reporter).run()
 
 
@@ -136,7 +140,7 @@ class _Training:
             batch_size=options.batch_size,
             seed=options.seed,
             device=device,
-            memory_bytes=round(options.loader_memory * 1e9),
+            plan=run.loading_plan,
         )
         self._objective = Objective(
             l1=options.l1,

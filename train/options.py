@@ -17,7 +17,7 @@ VARIANT_OF = {"l1": "relu", "ghost_grads": "relu", "k": "topk", "aux": "topk", "
 # What may differ between a run and its resumption: nothing here changes a weight. (Another device changes their last
 # bits, as another machine does.)
 FREE_ON_RESUME = frozenset(
-    {"device", "prefetch", "overwrite", "checkpoint_every", "log_every", "eval_every", "eval_rows"}
+    {"device", "loader_memory", "overwrite", "checkpoint_every", "log_every", "eval_every", "eval_rows"}
 )
 
 

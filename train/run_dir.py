@@ -16,6 +16,7 @@ import torch
 from ..store.errors import DamagedStoreError, StoreError
 from ..store.files import write_atomically
 from ..store.format import Site
+from ..store.loading import LoadingPlan
 from .models import SparseAutoencoder, load_sae
 from .options import FREE_ON_RESUME, TrainOptions
 
@@ -52,6 +53,7 @@ _CONFIG_FIELDS: dict[str, Any] = {
     "store.n_parts": int,
     "store.fingerprint": str,
     "store.provenance": dict,
+    "loading": dict,
 }
 """What every reader of config.json goes by, and its type."""
 
@@ -62,6 +64,11 @@ class Run:
 
     path: Path
     config: dict[str, Any]
+
+    @cached_property
+    def loading_plan(self) -> LoadingPlan:
+        """How its batches are read, from which the order of their rows follows."""
+        return LoadingPlan.from_json(self.config["loading"])
 
     @cached_property
     def options(self) -> TrainOptions:

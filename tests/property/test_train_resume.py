@@ -63,6 +63,19 @@ def test_crashes_leave_no_trace(make_store, tmp_path_factory, crashes, checkpoin
     assert (folder / "broken/sae.safetensors").read_bytes() == (folder / "unbroken/sae.safetensors").read_bytes()
 
 
+def test_a_resumed_run_reads_in_its_own_order_whatever_memory_it_is_given_now(make_store, tmp_path):
+    store = make_store(400, 6, order="source", sorted_labels=True, dtype="float32").path
+    small = replace(OPTIONS, loader_memory=6 * 4 * 2 * 100 / 1e9)  # buffers of 100 rows
+    train(small, store, tmp_path / "unbroken")
+    with pytest.raises(Crash):
+        train(replace(small, checkpoint_every=5), store, tmp_path / "broken", CrashAt(12))
+    train(replace(small, checkpoint_every=5, loader_memory=1.0), store, tmp_path / "broken", resume=True)
+    weights = [(tmp_path / name / "sae.safetensors").read_bytes() for name in ("unbroken", "broken")]
+    assert weights[0] == weights[1]
+    train(replace(small, loader_memory=1.0), store, tmp_path / "other")
+    assert (tmp_path / "other" / "sae.safetensors").read_bytes() != weights[0]
+
+
 def test_the_crash_is_real(make_store, tmp_path):
     with pytest.raises(Crash):
         train(OPTIONS, make_store(150, 6).path, tmp_path / "run", CrashAt(3))

@@ -14,6 +14,7 @@ from thresher.analysis.encoded_block import EncodedBlock
 from thresher.analysis.features import HELD_OUT, NOT_ENCODED, TRAIN, FeaturesInfo, read_entries
 from thresher.analysis.row_columns import RowColumns
 from thresher.progress import Reporter
+from thresher.store.loading import plan_loading
 from thresher.store.reader import open_store
 from thresher.train.configuration import describe_store
 from thresher.train.models import ReluSae, SparseAutoencoder, TopKSae
@@ -53,6 +54,7 @@ def make_run(tmp_path: Path) -> Callable[..., MadeRun]:
             "d_in": d_in,
             "d_sae": d_sae,
             "store": {**describe_store(store, path), "path_from_run": "nowhere"},
+            "loading": plan_loading([store.activations(store.sites[0])], 1024).to_json(),
         }
         create_run(path, config, overwrite=False)
         sae.save(path / "sae.safetensors")
