@@ -1,7 +1,8 @@
 """The digest of a part's keys and labels, from its arrays, in memory that does not grow with them."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,18 @@ _LENGTH_BYTES = 8  # before each key, as in `layout.keys_sha256`
 _UNSEEN = -(1 << 31)
 
 
-def image_digest(files: PartFiles) -> str:
+Read = Callable[[ArrayFiles, int], NDArray[Any]]
+
+
+def image_digest(files: PartFiles, read: Read | None = None) -> str:
     """What `layout.keys_sha256` gives for the keys and labels that a part holds.
+
+    Parameters
+    ----------
+    files
+        Of the part.
+    read
+        Gives a chunk of an array; by default `PartFiles.read_chunk`, which checks it against its record.
 
     Raises
     ------
@@ -25,9 +36,10 @@ def image_digest(files: PartFiles) -> str:
         When a chunk is damaged, the keys' edges do not ascend to the end of their bytes, or rows of one image have
         different labels.
     """
+    read = read or files.read_chunk
     digest = hashlib.sha256()
-    blob = _Stream(files, files.array(f.KEY_BLOB))
-    for edges in _edges(files):
+    blob = _Stream(files.array(f.KEY_BLOB), read)
+    for edges in _edges(_Stream(files.array(f.KEY_OFFSET), read)):
         lengths: NDArray[np.int64] = np.diff(edges.astype(np.int64)).astype(np.int64)
         if (lengths < 0).any() or int(edges[-1]) > blob.size:
             raise DamagedStoreError(f"{f.KEY_OFFSET} does not ascend to the {blob.size:,} bytes of {f.KEY_BLOB}")
@@ -35,15 +47,15 @@ def image_digest(files: PartFiles) -> str:
     if blob.at != blob.size:
         raise DamagedStoreError(f"{f.KEY_OFFSET} ends at byte {blob.at:,} of the {blob.size:,} of {f.KEY_BLOB}")
     for start in range(0, files.spec.n_images, _LABELS_AT_ONCE):
-        digest.update(_labels(files, start, min(start + _LABELS_AT_ONCE, files.spec.n_images)))
+        digest.update(_labels(files, read, start, min(start + _LABELS_AT_ONCE, files.spec.n_images)))
     return digest.hexdigest()
 
 
 class _Stream:
     """The elements of an array, in order."""
 
-    def __init__(self, files: PartFiles, array: ArrayFiles) -> None:
-        self._files, self._array, self.size, self.at = files, array, array.shape[0], 0
+    def __init__(self, array: ArrayFiles, read: Read) -> None:
+        self._array, self._read, self.size, self.at = array, read, array.shape[0], 0
         self._chunk, self._values = -1, np.empty(0, array.dtype)
 
     def read(self, n: int) -> NDArray[np.generic]:
@@ -52,15 +64,14 @@ class _Stream:
         while self.at < stop:
             chunk, first = divmod(self.at, self._array.chunk_shape[0])
             if chunk != self._chunk:
-                self._chunk, self._values = chunk, self._files.read_chunk(self._array, chunk)
+                self._chunk, self._values = chunk, self._read(self._array, chunk)
             found.append(self._values[first : first + stop - self.at])
             self.at += len(found[-1])
         return np.concatenate(found)
 
 
-def _edges(files: PartFiles) -> Iterator[NDArray[np.uint64]]:
+def _edges(stream: _Stream) -> Iterator[NDArray[np.uint64]]:
     """The edges of the keys, some at a time; the last of one is the first of the next."""
-    stream = _Stream(files, files.array(f.KEY_OFFSET))
     last = stream.read(1)
     while stream.at < stream.size:
         edges = np.concatenate([last, stream.read(min(_KEYS_AT_ONCE, stream.size - stream.at))])
@@ -80,13 +91,13 @@ def _with_lengths(lengths: NDArray[np.int64], keys: NDArray[np.generic]) -> NDAr
     return out
 
 
-def _labels(files: PartFiles, start: int, stop: int) -> bytes:
+def _labels(files: PartFiles, read: Read, start: int, stop: int) -> bytes:
     """The bytes of the labels of images `[start, stop)`, which every row of an image must agree on."""
     labels = np.full(stop - start, _UNSEEN, np.int32)
     array = files.array(f.ROW_LABEL)
     for chunk in range(array.n_chunks):
         first, last = array.extent(chunk)
-        of_rows = files.read_chunk(array, chunk)[: last - first]
+        of_rows = read(array, chunk)[: last - first]
         images = files.order.images(np.arange(first, last))
         if stop - start < files.spec.n_images:
             here = (images >= start) & (images < stop)

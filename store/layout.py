@@ -171,6 +171,13 @@ def metadata_documents(spec: StoreSpec, n_key_bytes: int) -> dict[str, bytes]:
     return documents
 
 
+def thumbnail_documents(window: int, n_blob_bytes: int, n_edges: int) -> dict[str, bytes]:
+    """The documents of a window's thumbnails, by path."""
+    blob = array_document((n_blob_bytes,), (n_blob_bytes,), np.dtype(np.uint8), 0, "none", {}, ("byte",))
+    offset = array_document((n_edges,), (n_edges,), np.dtype(np.uint64), 0, "none", {}, ("edge",))
+    return dict(zip(f.thumbs_documents(window), (group_document({}), blob, offset), strict=True))
+
+
 def joining_document() -> bytes:
     """The zarr.json of a group that holds no rows and joins other stores."""
     return group_document({"format": f.FORMAT_NAME, "version": f.FORMAT_VERSION, "arrays": []})

@@ -176,7 +176,7 @@ def _spec(objects: Objects, attributes: dict[str, Any], documents: dict[str, byt
             widths[site] = int(json.loads(whole)["shape"][1])
             continue
         for chunk in range(_ASKED_CHUNKS):
-            payload = _payload(objects, f.chunk_file(site.path, chunk, 2))
+            payload = self_checked_payload(objects, f.chunk_file(site.path, chunk, 2))
             if payload is not None:
                 values = codec.decode(payload, (-1,), np.dtype(np.uint8))
                 widths[site] = len(values) // (rows * itemsize)
@@ -194,18 +194,21 @@ def _derived(objects: Objects, spec: StoreSpec | None, documents: dict[str, byte
     if whole is not None:
         return metadata_documents(spec, array_size(whole))
     chunk, at = divmod(spec.n_images, f.STATIC_CHUNK)  # the last edge, of n_images + 1
-    payload = _payload(objects, f.chunk_file(f.KEY_OFFSET, chunk, 1))
+    payload = self_checked_payload(objects, f.chunk_file(f.KEY_OFFSET, chunk, 1))
     if payload is None:
         return metadata_documents(spec, _standing_size(objects, f.KEY_BLOB, 0))
     return metadata_documents(spec, int(np.frombuffer(payload, np.uint64)[at]))
 
 
-def _payload(objects: Objects, name: str) -> bytes | None:
+def self_checked_payload(objects: Objects, name: str) -> bytes | None:
     """The bytes of a chunk without its checksum; None where there are none or they do not agree with it."""
     data = objects.read_many([name])[0]
-    if data is None or crc32c(data[:-CHECKSUM_BYTES]).to_bytes(CHECKSUM_BYTES, "little") != data[-CHECKSUM_BYTES:]:
-        return None
-    return data[:-CHECKSUM_BYTES]
+    return data[:-CHECKSUM_BYTES] if data is not None and is_self_consistent(data) else None
+
+
+def is_self_consistent(data: bytes) -> bool:
+    """Whether a chunk's file ends with the checksum of what it holds."""
+    return crc32c(data[:-CHECKSUM_BYTES]).to_bytes(CHECKSUM_BYTES, "little") == data[-CHECKSUM_BYTES:]
 
 
 def _standing_size(objects: Objects, array: str, axis: int) -> int:

@@ -112,8 +112,8 @@ class PartFiles:
         ]
 
     def array(self, name: str) -> ArrayFiles:
-        """The array of a name."""
-        return next(array for array in [*self.row_arrays, *self.static_arrays] if array.name == name)
+        """The array of a name; `KeyError` where there is none, or its size is lost."""
+        return {array.name: array for array in [*self.row_arrays, *self.static_arrays]}[name]
 
     def parse_record(self, array: str, chunk: int, data: bytes | None) -> dict[str, Any]:
         """The commit record of a chunk, or of a window's thumbnails (array `thumbs`).

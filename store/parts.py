@@ -57,7 +57,7 @@ def add_part(objects: Objects, other: Objects) -> None:
     known, new = open_parts(objects), StorePart(other)
     _require_new(known, new)
     number = len(part_references(objects)) + 1
-    _record_part(objects, number, new, n_parts=number)
+    record_part(objects, number, new, n_parts=number)
 
 
 def merge_stores(places: list[str], out: str) -> int:
@@ -86,7 +86,7 @@ def merge_stores(places: list[str], out: str) -> int:
     document = joining_document()
     target.write(f.METADATA_RECORD, metadata_record({f.GROUP_JSON: document}))
     for number, part in enumerate(parts, start=1):
-        _record_part(target, number, part, n_parts=len(parts))
+        record_part(target, number, part, n_parts=len(parts))
     target.write(f.GROUP_JSON, document)
     return len(parts)
 
@@ -98,7 +98,8 @@ def _require_new(parts: list[StorePart], new: StorePart) -> None:
             raise StoreError(f"{new.objects} holds the same images as {part.objects}: each image belongs in one part.")
 
 
-def _record_part(objects: Objects, number: int, part: StorePart, *, n_parts: int) -> None:
+def record_part(objects: Objects, number: int, part: StorePart, *, n_parts: int) -> None:
+    """Make a finished store the part `number` of `objects`, which has `n_parts` of them then."""
     record = {
         "part": number,
         "url": _reference(objects, part.objects),

@@ -1,0 +1,152 @@
+"""Puts rows that were made again in place of the damaged chunks of their window, and holds them to what is left."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import format as f
+from .codec import CHECKSUM_BYTES
+from .errors import DamagedStoreError
+from .metadata import is_self_consistent
+from .part_files import ArrayFiles, PartFiles
+from .provenance import differences
+from .self_repair import Key
+from .survey import to_float
+from .writer import EncodedChunk, WindowWriter
+
+BIT_FOR_BIT = "harvested again and restored bit for bit"
+ANEW = "harvested again and recorded anew"
+
+_UNTOUCHED = 0.05  # relative difference below which a row of a damaged chunk is one that the damage did not touch
+_ROW_PACKAGES = ("torch", "torchvision", "open_clip_torch", "pillow")  # which decide what a row's last bits are
+
+
+class WindowRepair:
+    """Writes the damaged chunks of windows.
+
+    Parameters
+    ----------
+    files
+        Of the part.
+    versions
+        Of the packages here.
+    warn
+        Told of rows that are not, to the last bit, what they were.
+    """
+
+    def __init__(self, files: PartFiles, versions: Mapping[str, str], warn: Callable[[str], None]) -> None:
+        self._files, self._warn = files, warn
+        then = files.spec.provenance.packages
+        here = {name: versions[name] for name in _ROW_PACKAGES if name in versions and name in then}
+        self._other_versions = differences("packages", {name: then[name] for name in here}, here)
+
+    def write(self, window: WindowWriter, damaged: Collection[Key]) -> tuple[dict[Key, str], str]:
+        """Write the damaged chunks of a window from its rows.
+
+        A chunk is the one that was committed where its bytes have the committed checksum, or, where the record is lost,
+        are those that still stand. Others are written only where the packages are those of then.
+
+        Parameters
+        ----------
+        window
+            With all of its rows.
+        damaged
+            The chunks to write.
+
+        Returns
+        -------
+        How each chunk that was written came to be, and why others were not.
+        """
+        chunks = {(chunk.array, chunk.number): chunk for chunk in window.encoded()}
+        records = {key: self._record(key) for key in chunks}
+        for key, chunk in chunks.items():
+            changed = _changed_images(chunk, records[key])
+            if changed:
+                return {}, f"the images of window {window.number} are not read as they were: {changed}"
+        how: dict[Key, str] = {}
+        others: list[Key] = []
+        for key in damaged:
+            if self._is_as_committed(chunks[key], records[key]):
+                self._write(chunks[key], with_record=records[key] is None)
+                how[key] = BIT_FOR_BIT
+            else:
+                others.append(key)
+        if others and self._other_versions:
+            return how, (
+                f"its rows come out otherwise than they were committed, and {self._other_versions[0]}: repair it with "
+                "that version"
+            )
+        if others:
+            self._warn(self._comparison(window.number, chunks, damaged))
+        for key in others:
+            self._write(chunks[key], with_record=True)
+            how[key] = ANEW
+        return how, ""
+
+    def _record(self, key: Key) -> dict[str, Any] | None:
+        """The commit record of a chunk; None where it cannot be believed."""
+        try:
+            return self._files.parse_record(*key, self._files.objects.read_many([f.record_file(*key)])[0])
+        except DamagedStoreError:
+            return None
+
+    def _is_as_committed(self, chunk: EncodedChunk, record: dict[str, Any] | None) -> bool:
+        if record is not None:
+            fields = ("bytes", "crc32c", "files", "chunks")  # the last two of thumbnails
+            return all(record.get(field) == chunk.record.get(field) for field in fields)
+        names = list(chunk.files)
+        standing = self._files.objects.read_many(names)
+        return all(b"".join(chunk.files[name]) == data for name, data in zip(names, standing, strict=True))
+
+    def _write(self, chunk: EncodedChunk, *, with_record: bool) -> None:
+        self._files.objects.write_all(chunk.files)
+        if with_record:
+            self._files.objects.write_all(chunk.record_files)
+
+    def _comparison(self, window: int, chunks: Mapping[Key, EncodedChunk], damaged: Collection[Key]) -> str:
+        """In words, how far rows that no damage touched are from the new ones."""
+        n, largest = 0, 0.0
+        for key, chunk in chunks.items():
+            if key[0].startswith("layers/"):
+                found = self._row_differences(self._files.array(key[0]), chunk)
+                found = found[found < _UNTOUCHED] if key in damaged else found
+                n, largest = n + len(found), max(largest, float(found.max(initial=0.0)))
+        told = (
+            f"{n:,} stored vectors of the window that no damage touched differ from the new ones by {largest:.2g} at "
+            "most (relative L2)"
+            if n
+            else "no row of the window is left to compare them with"
+        )
+        return f"window {window}: its rows come out otherwise than on the machine of then; {told}."
+
+    def _row_differences(self, array: ArrayFiles, chunk: EncodedChunk) -> NDArray[np.float64]:
+        """Relative distance of each readable row of a chunk, as it stands, from the new one; none where it is lost."""
+        (name,) = chunk.files
+        new = b"".join(chunk.files[name])
+        standing = self._files.objects.read_many([name])[0]
+        is_whole = standing is not None and is_self_consistent(standing)
+        # A damaged stream of a compressor is not decoded: it may say anything, and crash.
+        if standing is None or not (is_whole or (array.codec.name == "none" and len(standing) == len(new))):
+            return np.empty(0)
+        dtype = self._files.spec.dtype
+        a, b = (
+            to_float(array.codec.decode(data[:-CHECKSUM_BYTES], array.chunk_shape, array.dtype), dtype)
+            for data in (standing, new)
+        )
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            distance = np.linalg.norm(a.astype(np.float64) - b, axis=1) / np.linalg.norm(b.astype(np.float64), axis=1)
+        return distance[np.isfinite(distance)]
+
+
+def _changed_images(chunk: EncodedChunk, record: dict[str, Any] | None) -> str:
+    """How the images of a chunk that could be read are others than its record says; empty where they are not."""
+    if record is None or "valid_rows" not in record:
+        return ""
+    if record["valid_rows"] != chunk.record["valid_rows"]:
+        return f"chunk {chunk.number} had {record['valid_rows']} readable rows, now {chunk.record['valid_rows']}"
+    then, now = ({image for image, _ in each.get("unreadable", ())} for each in (record, chunk.record))
+    if then != now:
+        return f"images {sorted(then ^ now)[:5]} could be read at one time and not at the other"
+    return ""
