@@ -79,19 +79,19 @@ def test_a_harvest_that_does_not_fit_is_refused_before_it_starts(made, disk, tmp
 
 
 def test_a_harvest_on_a_disk_that_fills_meanwhile_goes_on_once_there_is_room(made, disk, tmp_path):
-    # What is left holds the first chunks. The check before the start is passed on a disk that is then filled.
+    # What is left holds the first windows. The check before the start is passed on a disk that is then filled.
     stopper = tmp_path / "part.py"
     stopper.write_text(
         "import sys\n"
-        "from thresher.store.writer import StoreWriter\n"
-        "whole = StoreWriter.write_chunk\n"
-        "def write_chunk(self, chunk, *rest):\n"
-        "    if chunk == 4:\n"
+        "from thresher.store.writer import WindowWriter\n"
+        "whole = WindowWriter.commit\n"
+        "def commit(self):\n"
+        "    if self.number == 4:\n"
         "        import os\n"
         "        stat = os.statvfs('disk')\n"
         "        open('disk/filler', 'wb').write(b'x' * (stat.f_bavail * stat.f_frsize - 20_000))\n"
-        "    return whole(self, chunk, *rest)\n"
-        "StoreWriter.write_chunk = write_chunk\n"
+        "    return whole(self)\n"
+        "WindowWriter.commit = commit\n"
         "from thresher.cli import main\n"
         "main(sys.argv[1:])\n"
     )
