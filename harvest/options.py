@@ -65,8 +65,8 @@ class HarvestOptions:
         default_factory=_default_workers,
     )
     device: str = option(
-        "Where the tower runs: auto, cpu, cuda, cuda:N or mps; auto takes cuda, then mps, then cpu. Under torchrun auto "
-        "and cuda give each process a GPU of its own.",
+        "Where the tower runs: auto, cpu, cuda, cuda:N or mps; auto takes cuda, then mps, then cpu. Under torchrun, "
+        "auto and cuda give each process a GPU of its own.",
         default="auto",
     )
     limit: int | None = option(

@@ -8,6 +8,7 @@ from os import PathLike
 
 import torch
 
+from ..devices import choose_device
 from ..progress import Reporter, Task
 from ..store.errors import StoreError
 from ..store.objects import Objects, open_objects
@@ -148,7 +149,7 @@ def _load_tower(options: HarvestOptions, ranks: Ranks) -> Tower:
     device = options.device
     if ranks.n_local > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{ranks.local_rank}"
-        torch.cuda.set_device(device)  # else each process would also take memory of the first GPU
+        torch.cuda.set_device(choose_device(device))  # else each process would also take memory of the first GPU
     with ranks.first_on_machine("tower"):  # it may download the weights
         return load_tower(
             options.model,

@@ -372,6 +372,28 @@ def test_a_worker_that_dies_while_a_window_is_written_is_reported_too(options, f
         harvest(options(workers=1), folder, tmp_path / "s.zarr")
 
 
+def test_processes_of_one_machine_take_a_gpu_each(options, monkeypatch):
+    from thresher.harvest import run
+    from thresher.harvest.ranks import Ranks
+
+    class Second(Ranks):
+        rank, n_ranks, local_rank, n_local = 5, 8, 1, 4
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(run, "load_tower", lambda model, pretrained, device, **_: device)
+    assert [run._load_tower(options(device=name), Second()) for name in ("auto", "cuda")] == ["cuda:1", "cuda:1"]
+    assert chosen == [torch.device("cuda:1")] * 2
+    for name in ("cpu", "cuda:3"):
+        assert run._load_tower(options(device=name), Second()) == name
+    assert run._load_tower(options(device="auto"), Ranks()) == "auto"  # alone
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="cuda:1: this machine has 1 CUDA devices"):
+        run._load_tower(options(device="auto"), Second())
+
+
 def test_the_callers_random_numbers_are_left_alone(options, folder, tmp_path):
     torch.manual_seed(11)
     before = torch.get_rng_state()
