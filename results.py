@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .analysis.encode import EncodeResult
     from .analysis.stats import StatsResult
     from .harvest.run import HarvestResult
+    from .store.verify import VerifyReport
     from .train.loop import TrainResult
 
 _LISTED = 10  # unreadable images named on the screen; `info --json` names them all
@@ -47,6 +48,33 @@ def _choice(paths: list[str]) -> str:
     chosen = next(site for site in sites if site.layer == max(site.layer for site in sites))
     layer = f" --layer {chosen.layer}" if len({site.layer for site in sites}) > 1 else ""
     return layer + (f" --site {chosen.site}" if len({site.site for site in sites}) > 1 else "")
+
+
+def of_verification(store: str, report: "VerifyReport") -> str:
+    """What a verification found, line by line, what a repair did about it, and whether the store is whole."""
+    lines = [f"repaired: {done}" for done in report.repaired]
+    lines += [str(problem) for problem in report.problems]
+    for name in report.leftovers:
+        is_addition = name.endswith("/")
+        lines.append(
+            f"{name}: an addition that is not finished; the same `thresher harvest --append` goes on with it"
+            if is_addition
+            else f"{name}: belongs to no array; it is never read and may be deleted"
+        )
+    if not report.problems:
+        now = f" now: {len(report.repaired):,} repairs" if report.repaired else ""
+        lines.append(f"{store} is whole{now}: {_read(report)}, every checksum as committed.")
+    return "\n".join(lines)
+
+
+def of_damage(store: str, report: "VerifyReport") -> str:
+    """One line on a store that is not whole."""
+    n = len(report.problems)
+    return f"{store} is damaged: {n:,} problem{'s' if n > 1 else ''}; {_read(report)}."
+
+
+def _read(report: "VerifyReport") -> str:
+    return f"{report.n_chunks:,} chunks, {format_bytes(report.n_bytes)} read"
 
 
 def of_training(result: "TrainResult") -> str:

@@ -12,7 +12,8 @@ from ..store.layout import StoreSpec
 from ..store.objects import Objects
 from ..store.part_repair import Harvest
 from ..store.provenance import Provenance
-from ..store.repair import RepairReport, repair_store
+from ..store.repair import repair_store
+from ..store.verify import VerifyReport
 from .images import ImageSet
 from .loop import ComputedBatch
 from .plan import package_versions
@@ -21,7 +22,7 @@ from .rewrite import recompute_windows, recorded_images
 
 def repair(
     place: str | Path | Objects, images: Sequence[str] = (), reporter: Reporter | None = None, *, device: str = "auto"
-) -> RepairReport:
+) -> VerifyReport:
     """Check every byte of a store, and repair what is damaged; rows come from the recorded images and tower.
 
     Parameters

@@ -40,6 +40,18 @@ class Problem:
         return f"{where}: {self.what}"
 
 
+@dataclass(frozen=True)
+class Repaired:
+    """Something that was damaged."""
+
+    problem: Problem
+    how: str
+    """How it was made again."""
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.how}"
+
+
 @dataclass
 class Checked:
     """What some checks covered and found."""

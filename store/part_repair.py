@@ -12,7 +12,7 @@ from ..progress import Reporter
 from . import format as f
 from .errors import StoreError, UnreachableStoreError
 from .layout import StoreSpec
-from .part_check import PartCheck, Problem
+from .part_check import PartCheck, Problem, Repaired
 from .part_files import PartFiles
 from .provenance import Provenance
 from .self_repair import OF_IMAGES, Key, SelfRepair, Where
@@ -74,7 +74,7 @@ class PartRepair:
         self._why_not: dict[Where, str] = {}
         self._own = SelfRepair(files, self._how)
 
-    def run(self, problems: Sequence[Problem]) -> tuple[list[tuple[Problem, str]], list[Problem]]:
+    def run(self, problems: Sequence[Problem]) -> tuple[list[Repaired], list[Problem]]:
         """Repair what can be.
 
         Parameters
@@ -84,7 +84,7 @@ class PartRepair:
 
         Returns
         -------
-        What was repaired and how; what is still wrong, and why.
+        What was repaired, and what is still wrong, with the reason.
         """
         wrong = {(problem.array, problem.chunk): problem for problem in problems}
         left = [(name, chunk) for name, chunk in wrong if chunk is not None]
@@ -96,7 +96,7 @@ class PartRepair:
         if left or is_digest_wrong:
             self._repair_from_source(left, rewrite_images=is_digest_wrong)
         still = self._check(wrong)
-        repaired = [(wrong[key], self._how.get(key, _WITH_THE_REST)) for key in wrong if key not in still]
+        repaired = [Repaired(wrong[key], self._how.get(key, _WITH_THE_REST)) for key in wrong if key not in still]
         return repaired, [self._explained(key, problem) for key, problem in still.items()]
 
     def _repair_from_source(self, left: Sequence[Key], *, rewrite_images: bool) -> None:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +12,15 @@ from .found_parts import FoundPart, find_parts
 from .metadata import recover_metadata
 from .objects import Lock, Objects, open_objects
 from .part import StorePart, require_alike
-from .part_check import Problem
+from .part_check import Problem, Repaired
 from .part_files import PartFiles
 from .part_repair import Harvest, PartRepair
 from .parts import record_part, resolve_part
 from .records import corrected_record, decode_record
-from .verify import verify_store
+from .verify import VerifyReport, verify_store
 
 
-@dataclass(frozen=True)
-class Repaired:
-    """Something that was damaged."""
-
-    problem: Problem
-    how: str
-    """How it was made again."""
-
-    def __str__(self) -> str:
-        return f"{self.problem}: {self.how}"
-
-
-@dataclass
-class RepairReport:
-    """What a repair did."""
-
-    n_chunks: int = 0
-    """Chunks of every array, and windows of thumbnails, that were gone through."""
-    n_bytes: int = 0
-    """Of those that were as they were committed."""
-    repaired: list[Repaired] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    """What is still damaged, and why."""
-    leftovers: list[str] = field(default_factory=list)
-    """As `VerifyReport` has them."""
-
-
-def repair_store(place: str | Path | Objects, harvest: Harvest, reporter: Reporter | None = None) -> RepairReport:
+def repair_store(place: str | Path | Objects, harvest: Harvest, reporter: Reporter | None = None) -> VerifyReport:
     """Check every byte of a store and of its parts, and repair what is damaged, each part where it is.
 
     Metadata is made again from what is left of it, proven by checksums; records, row ids and thumbnails' documents from
@@ -64,6 +36,10 @@ def repair_store(place: str | Path | Objects, harvest: Harvest, reporter: Report
     reporter
         Told how far it is, and of rows that are not, to the last bit, what they were.
 
+    Returns
+    -------
+    What was found; its `problems` are those that are left, each with the reason.
+
     Raises
     ------
     StoreError
@@ -71,13 +47,14 @@ def repair_store(place: str | Path | Objects, harvest: Harvest, reporter: Report
     """
     reporter = reporter or Reporter()
     objects = open_objects(place)
-    parts, problems = find_parts(objects)
-    locks: list[Lock] = []
+    _, problems = find_parts(objects)  # that there is a store
+    locks: dict[str, Lock] = {objects.url: objects.lock()}
     try:
-        for each in {part.objects.url: part.objects for part in parts}.values():
-            locks.append(each.lock())
-        repaired = [done for part in parts for done in _restore_metadata(part)]
-        repaired += _correct_part_records(objects, problems)
+        repaired = _correct_part_records(objects, problems)
+        for part in find_parts(objects)[0]:
+            if part.objects.url not in locks:
+                locks[part.objects.url] = part.objects.lock()
+            repaired += _restore_metadata(part)
         report = verify_store(objects, reporter)
         left: list[Problem] = []
         parts, _ = find_parts(objects)
@@ -87,7 +64,7 @@ def repair_store(place: str | Path | Objects, harvest: Harvest, reporter: Report
                 left += here
                 continue
             done, still = PartRepair(part.files, harvest, reporter).run(here)
-            repaired += [Repaired(problem, how) for problem, how in done]
+            repaired += done
             left += [part.named(problem) for problem in still]
         known = {part.reference for part in parts}
         left += [problem for problem in report.problems if problem.part not in known]
@@ -95,9 +72,10 @@ def repair_store(place: str | Path | Objects, harvest: Harvest, reporter: Report
         repaired += recorded
         left = [problem for problem in left if problem not in [done.problem for done in recorded]]
     finally:
-        for lock in locks:
+        for lock in locks.values():
             lock.close()
-    return RepairReport(report.n_chunks, report.n_bytes, repaired, left, report.leftovers)
+    report.problems, report.repaired = left, repaired
+    return report
 
 
 def _restore_metadata(part: FoundPart) -> list[Repaired]:
@@ -143,7 +121,6 @@ def _names_its_part(objects: Objects, number: int, record: dict[str, Any]) -> bo
 def _record_standing_parts(objects: Objects, problems: Sequence[Problem]) -> list[Repaired]:
     """Record again the parts that stand where an append puts them."""
     repaired = []
-    last = max((number for _, number in _of_part_records(problems)), default=0)
     for problem, number in _of_part_records(problems):
         try:
             part = StorePart(objects.child(f"{f.PARTS}/{number}"))
@@ -152,7 +129,7 @@ def _record_standing_parts(objects: Objects, problems: Sequence[Problem]) -> lis
             raise
         except StoreError:
             continue
-        record_part(objects, number, part, n_parts=max(last, number))
+        record_part(objects, number, part, n_parts=number)
         repaired.append(Repaired(problem, f"made again from {f.PARTS}/{number}, which is whole"))
     return repaired
 

@@ -16,7 +16,7 @@ from .found_parts import FoundPart, find_parts
 from .image_digest import image_digest
 from .objects import Objects, is_url, open_objects
 from .part import StorePart
-from .part_check import Checked, PartCheck, Problem
+from .part_check import Checked, PartCheck, Problem, Repaired
 
 _LOCAL_THREADS = 8  # at most; as many as cores
 _REMOTE_THREADS = 4  # each asks for many objects at once, and a process for `connections.IN_FLIGHT` in all
@@ -37,7 +37,10 @@ class VerifyReport:
     """Of those that are as they were committed."""
     problems: list[Problem] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
-    """Files that belong to no array: temporary files of a killed writer, or strangers. They are never read."""
+    """Files that belong to no array: temporary files of a killed writer, or strangers. They are never read. A folder
+    of `parts/` that is not one of the store's parts is named as a whole."""
+    repaired: list[Repaired] = field(default_factory=list)
+    """What was damaged before; see `repair.repair_store`."""
 
 
 def verify_store(
