@@ -1,8 +1,8 @@
 """What each codec gains on real activations: `python tests/benchmarks/bench_codecs.py [--layer 5] [--token cls]`.
 
-Rows are those of the embedded tower on the embedded pictures, in chunks of 1,024, through the store's own codecs, in one
-thread. Ratio: raw bytes over compressed bytes. Speeds: raw gigabytes a CPU second, the median over chunks. The last
-column is the ratio that `info` advises by (`store/codec_advice.py`). `none` is a view of the rows: it takes no time.
+Rows are those of the embedded tower on the embedded pictures, in chunks of 1,024, through the store's own codecs.
+Ratio: raw bytes over compressed bytes. Speeds: raw gigabytes a CPU second, the median over chunks. The last column is
+the ratio that `info` advises by (`store/codec_advice.py`). `none` is a view of the rows: it takes no time.
 """
 
 import argparse
