@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from thresher.store.errors import StoreError, UnfinishedStoreError
 from thresher.store.format import Site
 from thresher.store.layout import predicted_bytes
 from thresher.store.reader import open_store
+from thresher.store.shuffle import Permutation, mix
 from thresher.store.writer import create_store, resume_store, to_bfloat16, to_float16
 
 
@@ -278,6 +280,16 @@ def test_the_format_page_names_every_field_that_a_store_has(make_store):
         assert (str(array.fill_value).lower() in row.lower()) or np.isnan(array.fill_value)
     assert f.FORMAT_NAME in page
     assert f"version {f.FORMAT_VERSION}" in page
+
+
+@pytest.mark.parametrize(("n", "key"), [(1, (1, 0)), (2, (1, 0)), (37, (1, 7)), (1025, (5, 3, 2048)), (70, (1, 2**40))])
+def test_the_permutation_and_the_hash_on_the_format_page_are_those_of_the_code(n, key):
+    page = files("thresher.store").joinpath("FORMAT.md").read_text()
+    block = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def permuted" in block)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert [names["permuted"](i, n, *key) for i in range(n)] == Permutation(n, *key)(np.arange(n)).tolist()
+    assert [names["mix"](i) for i in range(n)] == mix(np.arange(n, dtype=np.uint64)).tolist()
 
 
 def _general(name: str) -> str:
