@@ -4,9 +4,11 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .errors import StoreError
 
@@ -34,9 +36,24 @@ def write_all_atomically(files: Mapping[Path, Sequence[bytes | memoryview]]) -> 
         _write_synced(*next(iter(files.items())))
         sync_folder(*folders)
         return
-    with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
-        list(pool.map(_write_synced, files.keys(), files.values()))
-        list(pool.map(sync_folder, folders))
+    _side_by_side(_write_synced, files.items())
+    _side_by_side(sync_folder, [(folder,) for folder in folders])
+
+
+def _side_by_side(work: Callable[..., None], arguments: Iterable[tuple[Any, ...]]) -> None:
+    """Do some work for each of some arguments; when this returns or raises, none of it goes on."""
+    running = [_syncers(os.getpid()).submit(work, *each) for each in arguments]
+    try:
+        for future in running:
+            future.result()
+    finally:
+        wait(running)
+
+
+@cache
+def _syncers(pid: int) -> ThreadPoolExecutor:
+    """The threads of a process, which a fork does not inherit: to start some for each commit doubles its CPU time."""
+    return ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix=f"thresher-sync-{pid}")
 
 
 def _write_synced(path: Path, parts: Sequence[bytes | memoryview]) -> None:
