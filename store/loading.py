@@ -73,11 +73,10 @@ def plan_loading(
         run = min(default_run_length(batch_size), store.n_train)
         return LoadingPlan("runs", run, False, 0, 1 + (run - 1) * same_image, 0)
     row_bytes = sum(array.row_bytes for array in arrays)
-    # Two buffers: while one is drained the next is filled.
-    n_rows = min(store.n_train, max(batch_size, memory_bytes // (2 * row_bytes)))
+    n_rows = _buffer_rows(store.n_train, batch_size, memory_bytes // row_bytes)
     memory = n_rows * row_bytes * (1 if n_rows == store.n_train else 2)
     if not in_place:
-        run = min(store.rows_per_chunk, store.n_train)
+        run = _rows_of_a_chunk(store)
     elif n_rows == store.n_train:
         run = min(_LONGEST_RUN, n_rows)
     else:
@@ -87,12 +86,15 @@ def plan_loading(
     notes = []
     if expected > mixing:
         needed = _memory_for(mixing, batch_size, run, store.n_train, same_image, row_bytes)
+        lie, remedy = "the order of their source", "--order random"
+        if store.row_order == "random":
+            lie, remedy = "random order, but in chunks that are read whole", "--codec none, on a disk,"
         notes.append(
-            f"its rows are in the order of their source, and batches of {batch_size:,} rows mix them only to chi2/df "
-            f"{expected:.1f} of their labels (1 is ideal) should that be sorted by class; {mixing:g} takes "
-            f"{needed / 1e9:.1f} GB of memory (--loader-memory), or a harvest with --order random takes none."
+            f"its rows are in {lie}, and batches of {batch_size:,} rows mix them only to chi2/df {expected:.1f} of "
+            f"their labels (1 is ideal) should the source be sorted by class; {mixing:g} takes {needed / 1e9:.1f} GB "
+            f"of memory (--loader-memory), or a harvest with {remedy} takes none."
         )
-    elif run < min(_FEW_ROWS, default_run_length(batch_size)):
+    elif in_place and run < min(_FEW_ROWS, default_run_length(batch_size)):
         notes.append(
             f"its rows are in the order of their source: to mix them they are read {run} at a time, which is slow. "
             "More memory (--loader-memory) makes the reads longer; a harvest with --order random needs none."
@@ -113,6 +115,24 @@ def _share_of_same_image(store: "ActivationStore") -> float:
     return (t - 1) / (images * t - 1) if t > 1 else 0.0
 
 
+def _buffer_rows(n: int, batch: int, memory_rows: int) -> int:
+    """Rows of the buffers that `n` training rows are read through, in memory for `memory_rows`.
+
+    All of them where they fit. Else there are two buffers, of which one is filled while the other is drained, and a
+    pass is cut into equal ones: a small last one would mix its rows badly.
+    """
+    if n <= memory_rows:
+        return n
+    n_buffers = -(-n // max(batch, memory_rows // 2))
+    return -(-n // n_buffers)
+
+
+def _rows_of_a_chunk(store: "ActivationStore") -> int:
+    """Rows of the chunk that a row is in, the mean over the rows of every part."""
+    rows = sum(part.n_rows * min(part.rows_per_chunk, part.n_rows) for part in store.parts)
+    return min(-(-rows // store.n_rows), store.n_train)
+
+
 def _mixing(batch: int, run: int, buffer: int, n: int, same_image: float) -> float:
     """Expected chi2/df: two rows of a batch are of one run (run - 1) / (buffer - 1) of the time."""
     if buffer <= 1 or n <= buffer:
@@ -120,7 +140,8 @@ def _mixing(batch: int, run: int, buffer: int, n: int, same_image: float) -> flo
     return 1 + (batch - 1) * (run - 1) / (buffer - 1) * (1 - buffer / n) * same_image
 
 
-def _memory_for(mixing: float, batch: int, run: int, n: int, same_image: float, row_bytes: int) -> float:
-    """Bytes of two buffers that mix so well."""
-    rows = batch * (run - 1) * same_image / (mixing - 1)  # of an endless store
-    return 2 * row_bytes * rows * n / (n + rows)
+def _memory_for(mixing: float, batch: int, run: int, n: int, same_image: float, row_bytes: int) -> int:
+    """Bytes of the buffers that mix so well."""
+    worst = (batch - 1) * (run - 1) * same_image / (mixing - 1)
+    n_buffers = int((n + worst) / (worst + 1))  # most whose n / n_buffers rows make `_mixing` no more than `mixing`
+    return row_bytes * n if n_buffers < 3 else 2 * row_bytes * -(-n // n_buffers)

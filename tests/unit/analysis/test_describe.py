@@ -114,15 +114,15 @@ def test_expected_and_measured_mixing_are_told(make_store):
 
 
 def test_a_store_in_source_order_tells_what_good_mixing_takes(make_store, monkeypatch):
-    # 200 rows in each of two buffers, filled by whole chunks
+    # At most 200 rows in each of two buffers, filled by whole chunks: a tenth of the 1,980 training rows
     small = partial(plan_loading, memory_bytes=2 * 200 * 8)
     monkeypatch.setattr(store_description, "plan_loading", small)
     monkeypatch.setattr(store_description, "MEASURED_BATCH", 100)
     text, record = told(make_store(2000, 4, order="source", codec="zstd").path)
     # 1 + (B - 1) (r - 1) / (G - 1) x (1 - G / N)
-    assert record["mixing"]["expected"] == pytest.approx(1 + 99 * 63 / 199 * (1 - 200 / 1980))
+    assert record["mixing"]["expected"] == pytest.approx(1 + 99 * 63 / 197 * (1 - 198 / 1980))
     assert text["mixing"].startswith(f"{record['mixing']['expected']:.2f} expected in batches of 100 rows")
-    assert "buffer of 200 rows" in text["reading"]
+    assert "buffer of 198 rows" in text["reading"]
     assert "--loader-memory" in text["to know"]
     assert text["row order"] == "that of the source"
 

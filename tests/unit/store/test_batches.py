@@ -148,8 +148,9 @@ def test_two_buffers_serve_a_whole_reading_from_pass_to_pass(make_store, monkeyp
 def test_a_batch_larger_than_a_buffer_is_drawn_from_several(make_store):
     store = open_store(make_store(N, D, order="source").path)
     everything = store.activations().read(0, store.n_rows)
-    # Room for 520 rows makes two buffers of 347 for the 693: a batch of 500 lies in two, or three over a pass's end.
-    reader = BatchReader([store.activations()], batch_size=500, seed=0, memory_bytes=2 * 520 * D * 2)
+    # Room for a batch makes two buffers of 347 for the 693: a batch of 500 lies in two, or three over a pass's end.
+    reader = BatchReader([store.activations()], batch_size=500, seed=0, memory_bytes=TINY)
+    assert reader.plan.buffer_rows == 347
     kept = list(reader.batches(0, 40))
     for batch in kept:
         np.testing.assert_array_equal(batch.values[0], everything[batch.rows()])
