@@ -1,5 +1,7 @@
 """A bucket behind a proxy that refuses, breaks, delays and cuts requests by a seeded plan."""
 
+import json
+import os
 import random
 import signal
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 from s3_on_loopback import BUCKET, SECRET, faulty_s3, s3_server
@@ -193,3 +196,95 @@ def test_ctrl_c_ends_requests_that_wait(proxy, bucket):
     assert stdout == "stopped\n", stderr
     assert stderr == ""
     assert time.monotonic() - start_s < 5
+
+
+THRESHER = Path(sys.executable).with_name("thresher")
+HARVEST = [
+    "harvest",
+    "quickstart",
+    "--model",
+    "quickstart",
+    "--layer",
+    "4",
+    "--limit",
+    "600",
+    "--rows-per-chunk",
+    "32",
+]
+HARVEST += ["--device", "cpu"]
+TRAIN = ["--expansion", "4", "--k", "8", "--rows", "20000", "--batch-size", "200", "--warmup", "10", "--device", "cpu"]
+# A stalled request is given up after a second rather than twenty.
+HURRY = {"FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 1, "connect_timeout": 2}})}
+
+
+def thresher(*arguments, environment, cwd):
+    done = subprocess.run(
+        [THRESHER, *arguments], env={**os.environ, **environment}, cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def unbroken(servers, tmp_path_factory):
+    """What a harvest into the bucket and a run on it are, without a fault: every object, the weights, the features."""
+    folder, url = tmp_path_factory.mktemp("unbroken"), f"s3://{BUCKET}/unbroken.zarr"
+    environment = servers[0].environment
+    for command in ([*HARVEST, url], ["train", url, "run", *TRAIN], ["encode", "run"]):
+        thresher(*command, environment=environment, cwd=folder)
+    return folder, url
+
+
+def objects_of(bucket):
+    names = [name for name, _ in bucket.walk()]
+    return dict(zip(names, bucket.read_many(names), strict=True))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_harvest_killed_at_any_moment_goes_on_to_the_same_bytes(proxy, unbroken, tmp_path, seed):
+    rng = random.Random(seed)
+    bucket = Bucket(f"s3://{BUCKET}/killed-{seed}.zarr")
+    proxy.plan(delay_s=0.03)  # so that kills fall between the requests of one window too
+    kills = 0
+    while True:
+        process = subprocess.Popen(
+            [THRESHER, *HARVEST, bucket.url], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        done_before = proxy.counts().get("PUT", 0)
+        goal = done_before + rng.randrange(20, 110)
+        while process.poll() is None and proxy.counts().get("PUT", 0) < goal:
+            time.sleep(0.005)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+        kills += 1
+    assert process.returncode == 0
+    assert kills >= 2
+    proxy.plan()
+    assert objects_of(bucket) == objects_of(Bucket(unbroken[1]))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_chain_passes_through_faults_to_the_same_results(proxy, unbroken, tmp_path, seed):
+    kinds = dict.fromkeys(("500", "503", "garbage", "drop", "drop_half", "drop_answer", "truncate"), 0.03)
+    proxy.plan(seed=seed, faults={**kinds, "stall": 0.01}, in_a_row=3, stall_s=5, delay_s=0.005)
+    url, environment = f"s3://{BUCKET}/faulty-{seed}.zarr", {**proxy.environment, **HURRY}
+    for command in (
+        [*HARVEST, url],
+        ["verify", url],
+        ["info", url],
+        ["train", url, "run", *TRAIN],
+        ["encode", "run"],
+        ["stats", "run", "--sheet-rows", "2"],
+    ):
+        thresher(*command, environment=environment, cwd=tmp_path)
+    met = {name.removeprefix("fault ") for name in proxy.counts() if name.startswith("fault ")}
+    assert met == {*kinds, "stall"}
+    proxy.plan()
+    assert objects_of(Bucket(url)) == objects_of(Bucket(unbroken[1]))
+    folder, _ = unbroken
+    assert (tmp_path / "run/sae.safetensors").read_bytes() == (folder / "run/sae.safetensors").read_bytes()
+    for name in ("index/c/0", "value/c/0", "indptr/c/0", "rows/split/c/0"):
+        path = Path("run/features.zarr") / name
+        assert (tmp_path / path).read_bytes() == (folder / path).read_bytes()
