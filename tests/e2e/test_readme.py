@@ -18,7 +18,9 @@ def commands_in(text: str) -> list[str]:
     """Each `thresher ...` of a text, up to the end of its line or to the next command on it."""
     return [
         part.strip()
-        for part in re.findall(r"thresher ((?:quickstart|harvest|train|encode|stats|info|verify)[^\n`&]*)", text)
+        for part in re.findall(
+            r"thresher ((?:quickstart|harvest|train|encode|stats|merge|info|verify|doctor)\b[^\n`&]*)", text
+        )
     ]
 
 
@@ -58,10 +60,12 @@ def test_every_file_that_readme_links_to_is_there():
 
 def test_the_python_of_readme_runs(chain):
     folder, _ = chain
-    (code,) = [text for language, text in BLOCKS if language == "python"]
-    code = code.replace('"imagenet-l22.zarr"', '"emoji.zarr"').replace('"post"', '"run"')
+    encoding, batches = [text for language, text in BLOCKS if language == "python"]
+    code = encoding.replace('"imagenet-l22.zarr"', '"emoji.zarr"').replace('"post"', '"run"')
     code += "\nassert x_hat.shape == x.shape == (256, 192), x_hat.shape\nassert f.shape == (256, sae.d_sae)\n"
     code += "print(float((x_hat - x).square().mean() / x.float().var()))\n"
+    code += batches.replace("4096", "100")
+    code += "\nassert (batch.step, x.shape, labels.shape, rows.shape) == (9, (100, 192), (100,), (100,))\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert 0 < float(done.stdout) < 1
