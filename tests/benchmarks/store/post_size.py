@@ -23,23 +23,23 @@ def post_size(work: Path, rows: int | None = None) -> None:
     gb = rows * D_IN * 2e-9
     stages: list[tuple[str, float, dict[str, int] | None]] = []
 
-    def reader() -> ReaderProcess:
+    def started(script: str) -> ReaderProcess:
         job: dict[str, Any] = {"data": str(store), "source_rows": rows, "rows": rows, "rows_per_pass": rows}
         job |= {"batch": BATCH, "threads": THREADS, "options": {"row_order": "random"}}
-        return ReaderProcess(sys.executable, "read_thresher.py", job)
+        return ReaderProcess(sys.executable, script, job)
 
     try:
         note(f"writing {store}")
-        with reader() as process:
+        with started("make_thresher.py") as process:
             made = process.ask("make")
             stages.append(("write, each chunk synced", made["writing_s"], process.peak_above_imports))
         note("verifying")
-        started = time.perf_counter()
+        began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "thresher.cli", "verify", str(store)], check=True, stdout=sys.stderr)
-        stages.append(("`thresher verify`, a process of its own", time.perf_counter() - started, None))
+        stages.append(("`thresher verify`, a process of its own", time.perf_counter() - began, None))
         note("reading")
         read_through(store)
-        with reader() as process:
+        with started("read_thresher.py") as process:
             opened = process.ask("open")
             stages.append(("open", opened["wall_s"], process.peak_above_imports))
             for stage, command in (("first shuffled pass, warm", "pass 0"), ("second, warm", "pass 1")):
@@ -47,7 +47,7 @@ def post_size(work: Path, rows: int | None = None) -> None:
                 stages.append((stage, gb / rate_of(read), process.peak_above_imports))
             check = process.ask("check 2")
         if drop_caches():
-            with reader() as process:
+            with started("read_thresher.py") as process:
                 process.ask("open")
                 read = process.ask("pass 0")
                 stages.append(("first shuffled pass, cold", gb / rate_of(read), process.peak_above_imports))

@@ -35,8 +35,8 @@ class Data:
 
 DATA: dict[str, Data] = {
     "flat.f16": Data(OURS, "read_flat.py"),
-    "random.zarr": Data(OURS, "read_thresher.py", {"row_order": "random"}),
-    "source.zarr": Data(OURS, "read_thresher.py", {"row_order": "source"}),
+    "random.zarr": Data(OURS, "make_thresher.py", {"row_order": "random"}),
+    "source.zarr": Data(OURS, "make_thresher.py", {"row_order": "source"}),
     "sorted.zarr": Data(ZARR, "read_zarr.py"),
     "annbatch.zarr": Data(ANNBATCH, "read_annbatch.py"),
     "saelens": Data(SAELENS, "read_saelens.py"),

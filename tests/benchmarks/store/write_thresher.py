@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch  # noqa: F401  (the writer casts by it: memory counts from after the imports)
+from make_thresher import SITE, keys_of, spec_of
 from passes import Job
-from read_thresher import SITE, spec_of
 from thresher.store.writer import create_store
 from writing import serve_writer
 
 
 def write(job: Job, slabs: Iterator[np.ndarray]) -> None:
-    spec = spec_of(job.rows, "random", rows_per_chunk=job.options["slab"])
-    keys, labels = [b"%07d.jpg" % i for i in range(job.rows)], np.zeros(job.rows, np.int32)
+    keys, labels = keys_of(job.rows), np.zeros(job.rows, np.int32)
+    spec = spec_of(labels, "random", rows_per_chunk=job.options["slab"])
     with create_store(job.data, spec, keys=keys, labels=labels) as writer:
 
         def write_window(number: int, rows: np.ndarray) -> None:
