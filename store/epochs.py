@@ -16,6 +16,7 @@ RUN_LENGTH = 64
 """Rows that are read as one piece: 128 KB at d = 1024 in float16."""
 
 _GOLDEN = 0.6180339887498949
+_DRIFT = _GOLDEN / 8  # of the short run, twice that share of the rows from pass to pass; no multiple is whole
 _BLOCK = 4096  # runs whose places are computed at once: for 64 alone that takes as long as for 1,000
 
 Runs = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -93,9 +94,13 @@ class UniformRuns:
         current = self._pass  # threads of two passes may ask at once
         if current is None or current[0] != number:
             r = self.run_length
-            place = int(np.random.SeedSequence((PASS_OFFSET, *self._key, number)).generate_state(1, np.uint64)[0])
+            begin = int(np.random.SeedSequence((PASS_OFFSET, *self._key)).generate_state(1, np.uint64)[0]) / 2**64
+            # The short run lies before `offset`, and the runs on its far side are cut n % r rows later than those on
+            # its near side. It goes to and fro over all rows, little by little: between its places in two passes, the
+            # two cuts may coincide.
+            place = int(abs((begin + number * _DRIFT) % 1 * 2 - 1) * self.n)
             # Steps of the golden ratio of a run: wherever a run was cut, the next pass cuts it near its middle.
-            offset = (place % self.n // r * r + round(number * _GOLDEN % 1 * r)) % self.n
+            offset = (place // r * r + round(number * _GOLDEN % 1 * r)) % self.n
             current = (number, offset, Permutation(max(1, self.n // r), PASS_ORDER, *self._key, number))
             self._pass = current
         return current[1], current[2]
