@@ -9,13 +9,15 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .store.reader import ActivationStore, open_store
+    from .train.activation_loader import ActivationLoader
     from .train.models import SparseAutoencoder, load_sae
 
-__all__ = ["ActivationStore", "SparseAutoencoder", "__version__", "load_sae", "open_store"]
+__all__ = ["ActivationLoader", "ActivationStore", "SparseAutoencoder", "__version__", "load_sae", "open_store"]
 
 _HOME = {
     "ActivationStore": "store.reader",
     "open_store": "store.reader",
+    "ActivationLoader": "train.activation_loader",
     "SparseAutoencoder": "train.models",
     "load_sae": "train.models",
 }

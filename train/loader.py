@@ -4,7 +4,9 @@ A batch is a function of (store, seed, batch size, step): the loader's state is 
 """
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from ..store.batches import BatchReader
+from ..store.batches import Allocate, Batch, BatchReader
 from ..store.loading import MEMORY_BYTES, LoadingPlan
 from ..store.reader import ActivationArray
 
@@ -57,7 +59,7 @@ class BatchLoader:
             n_ranks=n_ranks,
             memory_bytes=memory_bytes,
             plan=plan,
-            allocate=_allocate_pinned if device.type == "cuda" else None,
+            allocate=allocator(device),
         )
         self.n_rows = self._reader.n_rows
         self.plan = self._reader.plan
@@ -78,27 +80,43 @@ class BatchLoader:
 
     def batches(self, first: int, stop: int) -> Generator[Tensor, None, None]:
         """Batches `first` to `stop`, read ahead. Close the iterator to end the reading."""
-        batches = self._reader.batches(first, stop)
-        copies: deque[tuple[torch.cuda.Event, Tensor]] = deque()
-        try:
-            for batch in batches:
-                host = self._host(batch.values[0])
-                del batch  # its memory is free for the next one as soon as it is copied
-                if self._device.type != "cuda":
-                    yield host.to(self._device, torch.float32, copy=True)
-                    continue
-                on_device = host.to(self._device, non_blocking=True)
-                copied = torch.cuda.Event()
-                copied.record()
-                copies.append((copied, host))  # held until the copy, which runs beside the kernels, is done
-                while copies and (len(copies) > 2 or copies[0][0].query()):
-                    copies.popleft()[0].synchronize()
-                yield on_device.float()
-        finally:
-            batches.close()
+        with closing(self._reader.batches(first, stop)) as batches:
+            for _, values in on_device(batches, [self._activations], self._device):
+                yield values.pop()
 
     def _host(self, values: NDArray[Any]) -> Tensor:
         return self._activations.tensor(values)
+
+
+def on_device(
+    batches: Iterable[Batch],
+    arrays: Sequence[ActivationArray],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Generator[tuple[Batch, list[Tensor]], None, None]:
+    """Each batch, which lets go of its values, and these as tensors on the device: `(n, d_in)` for each array.
+
+    To a GPU they are copied beside the kernels, from the pinned memory that `allocator` gives.
+    """
+    copies: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
+    for batch in batches:
+        hosts = [array.tensor(values) for array, values in zip(arrays, batch.values, strict=True)]
+        batch = replace(batch, values=[])  # its memory is free for the next one as soon as it is copied
+        if device.type != "cuda":
+            yield batch, [host.to(device, dtype, copy=True) for host in hosts]
+            continue
+        there = [host.to(device, non_blocking=True) for host in hosts]
+        copied = torch.cuda.Event()
+        copied.record()
+        copies.append((copied, hosts))  # held until the copy, which runs beside the kernels, is done
+        while copies and (len(copies) > 2 or copies[0][0].query()):
+            copies.popleft()[0].synchronize()
+        yield batch, [tensor.to(dtype) for tensor in there]
+
+
+def allocator(device: torch.device) -> Allocate | None:
+    """What gives a batch's memory before it is copied to the device: pinned for CUDA, else that of `BatchReader`."""
+    return _allocate_pinned if device.type == "cuda" else None
 
 
 def _allocate_pinned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
