@@ -89,7 +89,7 @@ def test_xarray_reads_the_bits_that_we_read(store_here, codec):
     page = run_section("xarray")
     same(page.vectors.values, stored(store))
     same(page.labels.values, store.labels(0, store.n_rows))
-    same(page.third_class, stored(store)[store.labels(0, store.n_rows) == 3])
+    same(page.with_label_3, stored(store)[store.labels(0, store.n_rows) == 3])
     assert page.vectors.dims == ("row", "coordinate")
 
 
