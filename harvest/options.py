@@ -79,7 +79,8 @@ class HarvestOptions:
     )
     seed: int = option("Seed of the row order, of --limit's sample and of random weights.", default=0)
     codec: str = option(
-        "Compression of the activation chunks; they do not compress, except zero-heavy ones.",
+        "Compression of the activation chunks. zstd was measured to save 7 to 10 % of float16 and float32 rows, 21 to "
+        "23 % of bfloat16; on a disk, rows without a codec are read faster.",
         default="none",
         choices=CODECS,
     )

@@ -86,7 +86,8 @@ class BatchReader:
     mixing
         That a buffer keeps to.
     threads
-        Most that read at a time; by default the cores for a disk, 64 for a bucket. Fewer do as long as nobody waits.
+        Most that read at a time; by default one more than the cores for a disk, 64 for a bucket. Fewer do as long as
+        nobody waits.
     plan
         How to read, in place of the plan that `memory_bytes` and `mixing` give here: the order of the rows follows from
         it, so a run that goes on keeps its own, wherever its store has been moved to.

@@ -50,18 +50,18 @@ def codec_advice(dtype: str, site: str, codec: str, ratio: float, *, is_local: b
     ratio
         Raw bytes over stored bytes, of the array's own chunks.
     is_local
-        Whether the store lies on a disk: there rows without a codec are read straight into the batch.
+        Whether the store lies on a disk: there rows without a codec are read from their place, as few as are wanted.
     """
     if codec != "none":
         told = f"{codec} saves {saved_share(ratio)} of the bytes"
         if is_local:
-            return f"{told}; on a disk, rows without a codec are read faster, straight into the batch"
+            return f"{told}; on a disk, rows without a codec are read faster, with nothing to decode"
         return told if 1 - 1 / ratio >= WORTH_SAVING else f"{told}: harvest with --codec none"
     best = max(MEASURED[dtype, site], key=lambda name: MEASURED[dtype, site][name].ratio)
     found = MEASURED[dtype, site][best]
     saving = f"{best} was measured to save {saved_share(found.ratio)} of {dtype} {site}"
     if is_local:
-        return f"none, the best on a disk, where rows are read straight into the batch ({saving})"
+        return f"none, the best on a disk, where rows are then read with nothing to decode ({saving})"
     if 1 - 1 / found.ratio < WORTH_SAVING:
         return f"none, the best for such rows ({saving})"
     return f"none; {saving}, decoded at {found.decode_gb_per_s:.1f} GB/s a core: --codec {best} pays in a bucket"

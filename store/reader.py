@@ -124,7 +124,10 @@ class ActivationStore:
         return self._join(start, stop, np.int32, read)
 
     def tokens(self, start: int, stop: int) -> NDArray[np.uint16]:
-        """Place in the tower's sequence of the token of each row `[start, stop)`: 0 is the class token."""
+        """Place in the tower's sequence of the token of each row `[start, stop)`: 0 is the class token.
+
+        0 too in a store of patches' means, which have no place.
+        """
         return self._join(start, stop, np.uint16, lambda number, *rows: self.parts[number].tokens(*rows))
 
     def valid(self, start: int, stop: int) -> NDArray[np.bool_]:

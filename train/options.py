@@ -31,7 +31,9 @@ class TrainOptions:
     recipe: str | None = option("Named settings; options given beside it win.", default=None, choices=("post-2024",))
     layer: int | None = option("Layer (0-based) to train on, when the store holds several.", default=None)
     site: str | None = option("Site to train on, when the store holds several.", default=None)
-    token: str | None = option("Token to train on, when the store holds several.", default=None)
+    token: str | None = option(
+        "Token that the store must hold; a store holds one kind, so this only checks.", default=None
+    )
     variant: str = option("Kind of SAE.", default="topk", choices=VARIANTS)
     expansion: float = option("Features per input dimension: d_sae = expansion x d_in.", default=16.0)
     l1: float = option("Coefficient of the L1 penalty (variant relu).", default=8e-5)
