@@ -19,7 +19,7 @@ from .records import crc32c, encode_record, to_hex
 from .static import write_static_array
 
 _SERIAL = 1 << 14  # numbers that torch computes in one thread: half its grain
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
+_LARGEST = {"float16": 65504.0, "bfloat16": 255 * 2.0**120}  # finite value; beyond, some values round to inf
 _BYTES_AT_ONCE = 64 << 20  # of chunks handed to the disk or bucket together
 
 Files = dict[str, Sequence[bytes | memoryview]]
@@ -312,11 +312,13 @@ class WindowWriter:
             raise StoreError(
                 f"{site}: the activation of row {row} is not finite; the tower or its precision is at fault."
             )
-        if self._spec.dtype == "float16" and magnitude.max(initial=0.0) > _FLOAT16_MAX:
+        largest = _LARGEST.get(self._spec.dtype, np.inf)
+        if magnitude.max(initial=0.0) > largest:
             row = self._start + int(places[magnitude.argmax()])
+            remedy = "--dtype bfloat16 or --dtype float32" if self._spec.dtype == "float16" else "--dtype float32"
             raise StoreError(
-                f"{site}: the activation of row {row} reaches {magnitude.max():.4g}, beyond float16's "
-                f"{_FLOAT16_MAX:.0f}. Harvest with --dtype bfloat16 or --dtype float32."
+                f"{site}: the activation of row {row} reaches {magnitude.max():.6g}, beyond {self._spec.dtype}'s "
+                f"{largest:.6g}. Harvest with {remedy}."
             )
         if self._spec.dtype == "bfloat16":
             return to_bfloat16(rows), magnitude

@@ -180,12 +180,26 @@ def test_a_creation_that_was_killed_is_begun_anew(make_store):
     assert not (made.path / f.CREATING).exists()
 
 
-def test_a_value_beyond_float16_is_an_error_that_names_the_remedy(make_store):
+@pytest.mark.parametrize(
+    ("dtype", "largest", "beyond", "remedy"),
+    [
+        ("float16", 65504, 65505, "beyond float16's 65504. Harvest with --dtype bfloat16 or --dtype float32."),
+        # 2^128 - 2^120; what lies halfway from it to 2^128 would be rounded to infinity
+        ("bfloat16", 3.3895314e38, 3.4e38, "beyond bfloat16's 3.38953e+38. Harvest with --dtype float32."),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_value_beyond_the_range_of_a_dtype_is_an_error_that_names_the_remedy(
+    make_store, dtype, largest, beyond, remedy, sign
+):
     rows = np.ones((10, 4), np.float32)
-    rows[7, 2] = 7e4
-    with pytest.raises(StoreError, match=r"row 7 reaches 7e\+04.*--dtype bfloat16"):
-        make_store(10, 4, rows=rows)
-    assert open_store(make_store(10, 4, rows=rows, dtype="bfloat16", name="b.zarr").path).n_valid == 10
+    rows[7, 2] = sign * beyond
+    with pytest.raises(StoreError, match=f"row 7 reaches {beyond:.6g}, {remedy}".replace("+", r"\+")):
+        make_store(10, 4, rows=rows, dtype=dtype)
+    assert open_store(make_store(10, 4, rows=rows, dtype="float32", name="b.zarr").path).n_valid == 10
+    rows[7, 2] = sign * largest
+    array = open_store(make_store(10, 4, rows=rows, dtype=dtype, name="c.zarr").path).activations()
+    assert array.tensor(array.read(7, 8))[0, 2].float().item() == np.float32(sign * largest)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
