@@ -62,8 +62,11 @@ def of_verification(store: str, report: "VerifyReport") -> str:
             else f"{name}: belongs to no array; it is never read and may be deleted"
         )
     if not report.problems:
-        now = f" now: {len(report.repaired):,} repairs" if report.repaired else ""
-        lines.append(f"{store} is whole{now}: {_read(report)}, every checksum as committed.")
+        if report.repaired:
+            n = len(report.repaired)
+            lines.append(f"{store} is whole again: {n:,} repair{'s' if n > 1 else ''}; {report.n_chunks:,} chunks.")
+        else:
+            lines.append(f"{store} is whole: {_read(report)}, every checksum as committed.")
     return "\n".join(lines)
 
 

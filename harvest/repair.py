@@ -9,11 +9,12 @@ from typing import Any
 from ..progress import Reporter
 from ..store.errors import StoreError
 from ..store.layout import StoreSpec
-from ..store.objects import Objects
+from ..store.objects import Lock, Objects
 from ..store.part_repair import Harvest
 from ..store.provenance import Provenance
 from ..store.repair import repair_store
 from ..store.verify import VerifyReport
+from .batches import naming_dead_workers
 from .images import ImageSet
 from .loop import ComputedBatch
 from .plan import package_versions
@@ -41,14 +42,19 @@ def repair(
     ------
     StoreError
         When there is no store, it was not laid out, or another process writes it.
+    ChildProcessError
+        When a decoding process dies.
     """
     reporter = reporter or Reporter()
 
-    def windows(spec: StoreSpec, numbers: Sequence[int], opened: ImageSet) -> Generator[ComputedBatch, None, None]:
-        return recompute_windows(spec, numbers, opened, device=device, reporter=reporter)
+    def windows(
+        spec: StoreSpec, numbers: Sequence[int], opened: ImageSet, held: Lock
+    ) -> Generator[ComputedBatch, None, None]:
+        return recompute_windows(spec, numbers, opened, device=device, held=held, reporter=reporter)
 
     harvest = Harvest(images=partial(_images, list(images)), windows=windows, versions=package_versions())
-    return repair_store(place, harvest, reporter)
+    with naming_dead_workers():
+        return repair_store(place, harvest, reporter)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from ..progress import Reporter
 from ..store.errors import StoreError
 from ..store.layout import StoreSpec, keys_sha256
 from ..store.provenance import Provenance
+from .batches import Closable
 from .images import ImageSet, open_images
 from .loop import ComputedBatch, computed_batches
 from .options import HarvestOptions
@@ -60,6 +61,7 @@ def recompute_windows(
     *,
     device: str = "auto",
     workers: int | None = None,
+    held: Closable | None = None,
     reporter: Reporter | None = None,
 ) -> Generator[ComputedBatch, None, None]:
     """The vectors of some windows of a store, computed again in the batches in which they were first.
@@ -87,6 +89,8 @@ def recompute_windows(
         Where the tower runs; see `HarvestOptions`.
     workers
         Decoding processes; by default as many as a harvest takes.
+    held
+        What decoding processes let go of, such as the lock of a store.
     reporter
         Warned where other versions of packages than the first time are at work.
 
@@ -122,7 +126,7 @@ def recompute_windows(
     order = spec.order()
     job = Job(images, tower, spec, order, make_decoder(images, order, tower, spec.thumbnail_px))
     n_workers = HarvestOptions().workers if workers is None else workers
-    with closing(computed_batches(job, windows, workers=n_workers)) as computed:
+    with closing(computed_batches(job, windows, workers=n_workers, held=held)) as computed:
         yield from computed
 
 

@@ -12,6 +12,7 @@ from ..progress import Reporter
 from . import format as f
 from .errors import StoreError, UnreachableStoreError
 from .layout import StoreSpec
+from .objects import Lock
 from .part_check import PartCheck, Problem, Repaired
 from .part_files import PartFiles
 from .provenance import Provenance
@@ -48,9 +49,9 @@ class Harvest:
 
     images: Callable[[Provenance], AbstractContextManager[Any]]
     """Opens the `SourceImages` of a provenance; an error in one line where they are not there, or others."""
-    windows: Callable[[StoreSpec, Sequence[int], Any], Generator[Any, None, None]]
+    windows: Callable[[StoreSpec, Sequence[int], Any, Lock], Generator[Any, None, None]]
     """The rows of windows from such images, as `Recomputed`, window after window; an error in one line where the tower
-    is not the one of then."""
+    is not the one of then. Processes that it starts let go of the lock."""
     versions: Mapping[str, str]
     """Of the packages that compute rows."""
 
@@ -64,12 +65,14 @@ class PartRepair:
         Of the part.
     harvest
         For rows that nothing in the part tells.
+    held
+        What keeps other writers away.
     reporter
         Told of rows that are not, to the last bit, what they were.
     """
 
-    def __init__(self, files: PartFiles, harvest: Harvest, reporter: Reporter) -> None:
-        self._files, self._harvest, self._reporter = files, harvest, reporter
+    def __init__(self, files: PartFiles, harvest: Harvest, held: Lock, reporter: Reporter) -> None:
+        self._files, self._harvest, self._held, self._reporter = files, harvest, held, reporter
         self._how: dict[Where, str] = {}
         self._why_not: dict[Where, str] = {}
         self._own = SelfRepair(files, self._how)
@@ -132,8 +135,8 @@ class PartRepair:
         if not damaged:
             return
         writer = StoreWriter(files.objects, files.spec, files.metadata_crc32c, None)
-        repair = WindowRepair(files, self._harvest.versions, self._reporter.warn)
-        recomputed = self._harvest.windows(files.spec, sorted(damaged), images)
+        repair = WindowRepair(files, self._harvest.versions, self._reporter)
+        recomputed = self._harvest.windows(files.spec, sorted(damaged), images, self._held)
         with self._reporter.task("repair", len(damaged), "windows") as task, closing(recomputed):
             window: WindowWriter | None = None
             for rows in recomputed:

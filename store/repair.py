@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,11 @@ def repair_store(place: str | Path | Objects, harvest: Harvest, reporter: Report
     reporter = reporter or Reporter()
     objects = open_objects(place)
     _, problems = find_parts(objects)  # that there is a store
-    locks: dict[str, Lock] = {objects.url: objects.lock()}
-    try:
+    with closing(_Locks()) as held:
+        held.lock(objects)
         repaired = _correct_part_records(objects, problems)
         for part in find_parts(objects)[0]:
-            if part.objects.url not in locks:
-                locks[part.objects.url] = part.objects.lock()
+            held.lock(part.objects)
             repaired += _restore_metadata(part)
         report = verify_store(objects, reporter)
         left: list[Problem] = []
@@ -63,7 +63,7 @@ def repair_store(place: str | Path | Objects, harvest: Harvest, reporter: Report
             if part.files is None or not here:
                 left += here
                 continue
-            done, still = PartRepair(part.files, harvest, reporter).run(here)
+            done, still = PartRepair(part.files, harvest, held, reporter).run(here)
             repaired += done
             left += [part.named(problem) for problem in still]
         known = {part.reference for part in parts}
@@ -71,11 +71,25 @@ def repair_store(place: str | Path | Objects, harvest: Harvest, reporter: Report
         recorded = _record_standing_parts(objects, left)
         repaired += recorded
         left = [problem for problem in left if problem not in [done.problem for done in recorded]]
-    finally:
-        for lock in locks.values():
-            lock.close()
     report.problems, report.repaired = left, repaired
     return report
+
+
+class _Locks:
+    """Places held against other writers, until closed."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Lock] = {}
+
+    def lock(self, objects: Objects) -> None:
+        """Hold one more place."""
+        if objects.url not in self._held:
+            self._held[objects.url] = objects.lock()
+
+    def close(self) -> None:
+        """Release all of them."""
+        for lock in self._held.values():
+            lock.close()
 
 
 def _restore_metadata(part: FoundPart) -> list[Repaired]:

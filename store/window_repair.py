@@ -1,11 +1,12 @@
 """Puts rows that were made again in place of the damaged chunks of their window, and holds them to what is left."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..progress import Reporter
 from . import format as f
 from .codec import CHECKSUM_BYTES
 from .errors import DamagedStoreError
@@ -18,6 +19,8 @@ from .writer import EncodedChunk, WindowWriter
 
 BIT_FOR_BIT = "harvested again and restored bit for bit"
 ANEW = "harvested again and recorded anew"
+_AS_THE_REST = "harvested again; its record was lost, and the rest of its window came out bit for bit"
+_UNKNOWN = "harvested again and recorded anew; its record was lost, and with it whether these are the same bits"
 
 _UNTOUCHED = 0.05  # relative difference below which a row of a damaged chunk is one that the damage did not touch
 _ROW_PACKAGES = ("torch", "torchvision", "open_clip_torch", "pillow")  # which decide what a row's last bits are
@@ -32,12 +35,12 @@ class WindowRepair:
         Of the part.
     versions
         Of the packages here.
-    warn
+    reporter
         Told of rows that are not, to the last bit, what they were.
     """
 
-    def __init__(self, files: PartFiles, versions: Mapping[str, str], warn: Callable[[str], None]) -> None:
-        self._files, self._warn = files, warn
+    def __init__(self, files: PartFiles, versions: Mapping[str, str], reporter: Reporter) -> None:
+        self._files, self._reporter = files, reporter
         then = files.spec.provenance.packages
         here = {name: versions[name] for name in _ROW_PACKAGES if name in versions and name in then}
         self._other_versions = differences("packages", {name: then[name] for name in here}, here)
@@ -46,7 +49,8 @@ class WindowRepair:
         """Write the damaged chunks of a window from its rows.
 
         A chunk is the one that was committed where its bytes have the committed checksum, or, where the record is lost,
-        are those that still stand. Others are written only where the packages are those of then.
+        are those that still stand, or where all other vectors of its window are. Others are written only where the
+        packages are those of then.
 
         Parameters
         ----------
@@ -65,24 +69,26 @@ class WindowRepair:
             changed = _changed_images(chunk, records[key])
             if changed:
                 return {}, f"the images of window {window.number} are not read as they were: {changed}"
+        known = {key: self._is_as_committed(chunk, records[key]) for key, chunk in chunks.items()}
+        told = {is_same for key, is_same in known.items() if key[0].startswith("layers/") and is_same is not None}
         how: dict[Key, str] = {}
         others: list[Key] = []
         for key in damaged:
-            if self._is_as_committed(chunks[key], records[key]):
+            if known[key] or (known[key] is None and key[0].startswith("layers/") and told == {True}):
                 self._write(chunks[key], with_record=records[key] is None)
-                how[key] = BIT_FOR_BIT
+                how[key] = BIT_FOR_BIT if known[key] else _AS_THE_REST
             else:
                 others.append(key)
         if others and self._other_versions:
             return how, (
-                f"its rows come out otherwise than they were committed, and {self._other_versions[0]}: repair it with "
-                "that version"
+                f"its rows {_may(known, others)} otherwise than they were committed, and {self._other_versions[0]}: "
+                "repair it with that version"
             )
-        if others:
-            self._warn(self._comparison(window.number, chunks, damaged))
+        if False in [known[key] for key in others]:
+            self._reporter.warn(self._comparison(window.number, chunks, damaged))
         for key in others:
             self._write(chunks[key], with_record=True)
-            how[key] = ANEW
+            how[key] = _UNKNOWN if known[key] is None else ANEW
         return how, ""
 
     def _record(self, key: Key) -> dict[str, Any] | None:
@@ -92,13 +98,15 @@ class WindowRepair:
         except DamagedStoreError:
             return None
 
-    def _is_as_committed(self, chunk: EncodedChunk, record: dict[str, Any] | None) -> bool:
+    def _is_as_committed(self, chunk: EncodedChunk, record: dict[str, Any] | None) -> bool | None:
+        """Whether a chunk came out as it was committed; None where its record is lost and other bytes stand there."""
         if record is not None:
             fields = ("bytes", "crc32c", "files", "chunks")  # the last two of thumbnails
             return all(record.get(field) == chunk.record.get(field) for field in fields)
         names = list(chunk.files)
         standing = self._files.objects.read_many(names)
-        return all(b"".join(chunk.files[name]) == data for name, data in zip(names, standing, strict=True))
+        is_there = all(b"".join(chunk.files[name]) == data for name, data in zip(names, standing, strict=True))
+        return True if is_there else None
 
     def _write(self, chunk: EncodedChunk, *, with_record: bool) -> None:
         self._files.objects.write_all(chunk.files)
@@ -138,6 +146,10 @@ class WindowRepair:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             distance = np.linalg.norm(a.astype(np.float64) - b, axis=1) / np.linalg.norm(b.astype(np.float64), axis=1)
         return distance[np.isfinite(distance)]
+
+
+def _may(known: Mapping[Key, bool | None], keys: Collection[Key]) -> str:
+    return "come out" if False in [known[key] for key in keys] else "may come out"
 
 
 def _changed_images(chunk: EncodedChunk, record: dict[str, Any] | None) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from thresher.progress import Reporter
+from thresher.store import files
 from thresher.store import format as f
 from thresher.store.errors import StoreError
 from thresher.store.files import FolderLock
 from thresher.store.format import Site
-from thresher.store.metadata import recover_metadata
 from thresher.store.objects import open_objects
 from thresher.store.part_repair import Harvest
 from thresher.store.parts import add_part, merge_stores, next_part
@@ -69,7 +69,7 @@ class FromMemory:
         self.n_opened += 1
         yield self._of(provenance)
 
-    def _windows(self, spec, windows, images):
+    def _windows(self, spec, windows, images, held):
         self.windows += windows
         for window in windows:
             start, stop = images.order.window_images(window)
@@ -281,10 +281,6 @@ def test_rows_that_come_out_otherwise_are_recorded_anew_with_a_warning_of_how_fa
 
 
 def test_rows_that_come_out_otherwise_under_other_packages_are_refused_by_the_package(make_store):
-    made = make_store(150)
-    made = replace(made, spec=replace(made.spec, provenance=replace(made.spec.provenance, packages={"torch": "2.0"})))
-    document = recover_metadata(open_objects(made.path))
-    assert document.spec.provenance.packages == {}
     other = _made_with(make_store, packages={"torch": "2.0", "numpy": "1"})
     _flip(other.path / f.chunk_file(CLS, 1, 2))
     before = _files(other.path)
@@ -294,6 +290,27 @@ def test_rows_that_come_out_otherwise_under_other_packages_are_refused_by_the_pa
     assert _files(other.path) == before
     source.noise = 0.0  # the same bytes all the same: nothing else matters
     assert repair_store(other.path, source.harvest()).problems == []
+
+
+@pytest.mark.parametrize("sites", [(Site(1),), (Site(1), Site(2))])
+def test_where_chunk_and_record_are_lost_the_rest_of_the_window_vouches_for_the_new_one(make_store, sites):
+    made = make_store(150, sites=sites)
+    before = _files(made.path)
+    names = (f.chunk_file(CLS, 1, 2), f.record_file(CLS, 1))
+    for name in names:
+        (made.path / name).unlink()
+    told = Told()
+    report = repair_store(made.path, FromMemory([made]).harvest(), told)
+    assert report.problems == []
+    (done,) = report.repaired
+    what = "whether these are the same bits" if len(sites) == 1 else "the rest of its window came out bit for bit"
+    assert what in done.how
+    assert (_files(made.path), told.warned) == (before, [])
+    other = _made_with(make_store, packages={"torch": "2.0"})
+    for name in names:
+        (other.path / name).unlink()
+    report = repair_store(other.path, FromMemory([other], versions={"torch": "2.9"}).harvest())
+    assert "its rows may come out otherwise than they were committed, and packages.torch" in report.problems[0].what
 
 
 def test_an_image_that_cannot_be_read_any_more_is_not_put_in_place_of_one_that_could(make_store):
@@ -382,6 +399,44 @@ def test_an_unfinished_store_stays_so(make_store):
     report = repair_store(made.path, source.harvest())
     assert source.windows == [1]
     assert ["harvest did not finish" in problem.what for problem in report.problems] == [True]
+
+
+class Cut(BaseException):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_a_repair_that_is_cut_short_at_any_write_is_finished_by_the_next(make_store, monkeypatch, noise):
+    made = make_store(150, sites=(Site(1), Site(2)))
+    whole = _files(made.path)
+    names = [f"{CLS}/zarr.json", f.METADATA_RECORD, f.record_file(f.THUMBS, 1), f.chunk_file(CLS, 0, 2)]
+    names += [f.chunk_file(f.ROW_IMAGE, 0, 1), f.chunk_file(f.KEY_BLOB, 0, 1), f.record_file(Site(2).path, 2)]
+    write, left = files._write_synced, 0
+
+    def write_some(*arguments):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Cut
+        write(*arguments)
+
+    monkeypatch.setattr(files, "_write_synced", write_some)
+    n_cuts = 0
+    for after in (0, 1, 2, 3, 5, 8, 11, 12, 13, 30):
+        for name, data in whole.items():
+            (made.path / name).write_bytes(data)
+        for name in names:
+            (made.path / name).write_bytes(b"")
+        source, left = FromMemory([made], noise), after
+        try:
+            repair_store(made.path, source.harvest())
+        except Cut:
+            n_cuts += 1
+        left = 1000
+        assert repair_store(made.path, source.harvest()).problems == []
+        assert verify_store(made.path).problems == []
+        assert noise or _files(made.path) == whole
+    assert n_cuts >= 6
 
 
 @pytest.mark.parametrize("seed", range(3))
