@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import re
 import select
 import signal
 import sys
@@ -32,7 +33,50 @@ _NEXT_STEPS = {
     errno.EROFS: "name a place that can be written to",
 }
 _JSON_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}  # control characters that JSON lets stand
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)(://|:/(?!/))", re.IGNORECASE)
 _NOT_GIVEN = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+
+
+class FolderPath(click.Path):
+    """A folder on this machine, as a `Path`; no URL, which a `Path` would turn into a folder of that name."""
+
+    name = "folder"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a usage error where it is a URL, or empty as a shell variable that is not set."""
+        text = _named(self, value, param, ctx)
+        if _URL.match(text):
+            self.fail(
+                f"{text} is a URL: it is a folder on this machine; only STORE and IMAGES may be URLs.", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
+class StorePlace(click.ParamType):
+    """A path or URL of a store, as text: a `Path` would make s3:/bucket of s3://bucket."""
+
+    name = "store"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The same text; a usage error where it is empty, a URL that lacks a slash, or gone with this process."""
+        text = _named(self, value, param, ctx)
+        found = _URL.match(text)
+        if found and found[2] != "://":
+            rest = text[len(found[0]) :]
+            self.fail(f"{text} is neither a path nor a URL: is {found[1]}://{rest} or ./{text} meant?", param, ctx)
+        if found and found[1] == "memory":
+            self.fail(f"{text} would be gone when this command ends: name a folder or a bucket.", param, ctx)
+        return text
+
+
+def _named(kind: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    text = os.fspath(value)
+    if not text:
+        kind.fail("it is empty: name it (is a shell variable not set?)", param, ctx)
+    return str(text)
 
 
 def options_of(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

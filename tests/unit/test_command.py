@@ -5,7 +5,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from thresher.cli import main
-from thresher.command import edge, given, options_of, to_json
+from thresher.command import StorePlace, edge, given, options_of, to_json
 from thresher.options import option
 from thresher.progress import printable
 from thresher.store.errors import StoreError
@@ -116,6 +116,39 @@ def test_what_is_printed_is_one_line_of_shown_characters():
     assert printable("a b\u200dü") == "a b\u200dü"
     assert printable("a\nb\x1b[31m\udcff\u2028") == "a\\nb\\x1b[31m\\udcff\\u2028"
     assert printable("a\nb\tc", keep="\n") == "a\nb\\tc"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "s.zarr", "s3://bucket/run"], "s3://bucket/run is a URL: it is a folder on this machine"),
+        (["encode", "s3://bucket/run"], "is a URL"),
+        (["stats", "m.zarr", "s3://bucket/out"], "is a URL"),
+        (["harvest", "images", "s3:/bucket/x.zarr"], "is s3://bucket/x.zarr or ./s3:/bucket/x.zarr meant?"),
+        (["harvest", "images", "memory://x.zarr"], "would be gone when this command ends"),
+        (["merge", "a.zarr", "b.zarr", "memory://x.zarr"], "would be gone when this command ends"),
+        (["harvest", "", "x.zarr"], "IMAGES...': it is empty"),
+        (["harvest", "images", ""], "STORE': it is empty"),
+        (["train", "s.zarr", ""], "RUN': it is empty"),
+        (["info", ""], "it is empty"),
+    ],
+)
+def test_a_place_that_would_be_another_than_is_meant_is_refused(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert says in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_windows_path_a_file_url_and_a_name_with_a_colon_are_places():
+    @click.command()
+    @click.argument("place", type=StorePlace())
+    def command(place):
+        click.echo(place)
+
+    for place in ("s3://bucket/a b/ü.zarr", "file:///x/y", "a:b.zarr", "./s3:/bucket/x", "C:\\x", "layer:22/x.zarr"):
+        assert CliRunner().invoke(command, [place]).output == f"{place}\n"
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does():
