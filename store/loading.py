@@ -71,7 +71,9 @@ def plan_loading(
     same_image = _share_of_same_image(store)
     if in_place and store.row_order == "random":
         run = min(default_run_length(batch_size), store.n_train)
-        return LoadingPlan("runs", run, False, 0, 1 + (run - 1) * same_image, 0)
+        expected = 1 + (run - 1) * same_image
+        notes = [_note_on_windows(store, batch_size, run, expected, mixing)] if expected > mixing else []
+        return LoadingPlan("runs", run, False, 0, expected, 0, tuple(notes))
     row_bytes = sum(array.row_bytes for array in arrays)
     n_rows = _buffer_rows(store.n_train, batch_size, memory_bytes // row_bytes)
     memory = n_rows * row_bytes * (1 if n_rows == store.n_train else 2)
@@ -110,9 +112,29 @@ def _share_of_same_image(store: "ActivationStore") -> float:
     """
     if store.row_order == "source":
         return 1.0
+    of_windows = _share_of_tokens(store.tokens_per_image, _images_of_a_window(store))
+    return max(0.0, of_windows - _share_of_tokens(store.tokens_per_image, store.n_images))
+
+
+def _images_of_a_window(store: "ActivationStore") -> int:
+    return min(min(part.rows_per_chunk, part.n_images) for part in store.parts)
+
+
+def _share_of_tokens(t: int, n_images: int) -> float:
+    """How often two rows are of one image, where the t tokens of each of `n_images` lie in random order."""
+    return (t - 1) / (n_images * t - 1) if t > 1 else 0.0
+
+
+def _note_on_windows(store: "ActivationStore", batch_size: int, run: int, expected: float, mixing: float) -> str:
+    """What it takes to mix the tokens of images better."""
     t = store.tokens_per_image
-    images = min(min(part.rows_per_chunk, part.n_images) for part in store.parts)
-    return (t - 1) / (images * t - 1) if t > 1 else 0.0
+    share = (mixing - 1) / (run - 1) + _share_of_tokens(t, store.n_images)
+    needed = -(-(1 + (t - 1) / share) // t)  # images whose tokens share no more than that
+    return (
+        f"the {t} tokens of an image lie among those of {_images_of_a_window(store):,} images, and batches of "
+        f"{batch_size:,} rows mix them only to chi2/df {expected:.1f} of their labels (1 is ideal); {mixing:g} takes a "
+        f"harvest with --rows-per-chunk {needed:.0f}."
+    )
 
 
 def _buffer_rows(n: int, batch: int, memory_rows: int) -> int:

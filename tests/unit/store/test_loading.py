@@ -75,3 +75,26 @@ def test_random_rows_in_large_compressed_chunks_are_not_called_those_of_a_sorted
     (note,) = plan_loading([array], 1000, 0).notes
     assert "random order, but in chunks that are read whole" in note
     assert "--codec none" in note
+
+
+@pytest.mark.parametrize(("window", "batch_size"), [(25, 256), (60, 1024), (100, 160), (600, 256)])
+def test_tokens_of_images_mix_as_promised_whatever_the_size_of_a_window(make_store, window, batch_size):
+    made = make_store(600, D, tokens=8, n_labels=100, rows_per_chunk=window, thumbnails=False)
+    plan, found = _measured(open_store(made.path).activations(), batch_size, 12)
+    assert plan.mode == "runs"
+    assert found == pytest.approx(plan.mixing, abs=0.06)
+    if window == 600:
+        assert plan.mixing == 1
+
+
+def test_the_window_that_is_told_suffices_for_the_mixing_and_one_image_less_does_not(make_store):
+    def planned(window, mixing=1.1):
+        made = make_store(900, D, tokens=4, rows_per_chunk=window, thumbnails=False, name=f"{window}.zarr")
+        return plan_loading([open_store(made.path).activations()], 512, 0, mixing)
+
+    (note,) = planned(50).notes
+    assert "the 4 tokens of an image lie among those of 50 images" in note
+    needed = int(note.rstrip(".").split("--rows-per-chunk ")[1])
+    told = planned(needed)
+    assert told.mixing <= 1.1 < planned(needed - 1).mixing
+    assert told.notes == ()
