@@ -130,7 +130,9 @@ def _reading(found: _Findings) -> list[tuple[str, str | list[str]]]:
     store, plan = found.store, found.plan
     size = "too many files to count" if found.size_bytes is None else format_bytes(found.size_bytes)
     thumbnails = f", with thumbnails of {store.thumbnail_px} px" if store.thumbnail_px else ""
-    if plan.mode == "runs":
+    if not store.n_train:
+        how = "no rows to train on"
+    elif plan.mode == "runs":
         how = f"{plan.run_length} rows at a time, from random places straight into the batch"
     else:
         how = (
@@ -227,7 +229,9 @@ def _off_centre(found: _Findings) -> str:
     )
     if any(survey.mean_to_deviation > OFF_CENTRE for survey in found.surveys):
         return told + "above 1, as here, centre them: `thresher train` does by default (--normalize standardize)."
-    return told + "below 1, as here, few."
+    if any(survey.n_rows for survey in found.surveys):
+        return told + "below 1, as here, few."
+    return told + "here there is no row to tell by."
 
 
 def _headroom(found: _Findings) -> str:

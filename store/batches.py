@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .buffers import BufferPool
 from .epochs import ChunkRuns, EpochOrder, PassOrder, Runs, UniformRuns
-from .loading import MEMORY_BYTES, MIXING, LoadingPlan, plan_loading
+from .loading import MEMORY_BYTES, MIXING, LoadingPlan, plan_loading, require_training_rows
 from .reader import ActivationArray
 from .shuffle import BUFFER_ORDER, Permutation
 
@@ -117,6 +117,7 @@ class BatchReader:
         if batch_size % n_ranks:
             raise ValueError(f"a batch of {batch_size} rows cannot be shared equally by {n_ranks} processes")
         self.arrays, self.store = list(arrays), arrays[0].store
+        require_training_rows(self.store)
         self.seed, self.rank, self.n_ranks = seed, rank, n_ranks
         self.plan = plan or plan_loading(arrays, batch_size, memory_bytes, mixing)
         parts: list[PassOrder] = []

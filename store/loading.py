@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .epochs import default_run_length
+from .errors import StoreError
 
 if TYPE_CHECKING:
     from .reader import ActivationArray, ActivationStore
@@ -102,6 +103,22 @@ def plan_loading(
             "More memory (--loader-memory) makes the reads longer; a harvest with --order random needs none."
         )
     return LoadingPlan("buffer", run, not in_place, n_rows, expected, memory, tuple(notes))
+
+
+def require_training_rows(store: "ActivationStore") -> None:
+    """Check that there is something to train on.
+
+    Raises
+    ------
+    StoreError
+        When no image of the store that is not held out could be read.
+    """
+    if not store.n_train:
+        first = store.unreadable[0]
+        raise StoreError(
+            f"{store.url} has no rows to train on: {len(store.unreadable):,} of its {store.n_images:,} images could not "
+            f"be read, for one {first.key!r} ({first.reason}). Harvest images that can be."
+        )
 
 
 def _share_of_same_image(store: "ActivationStore") -> float:

@@ -15,7 +15,7 @@ from ..progress import Reporter, Task, format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import FolderLock
 from ..store.format import Site
-from ..store.loading import plan_loading
+from ..store.loading import plan_loading, require_training_rows
 from ..store.reader import ActivationArray, open_store
 from .checkpoint import TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint
 from .configuration import check_resumable, choose_site, describe_run
@@ -107,6 +107,7 @@ def train(
     # A store that has grown is read as it was when the run was started.
     store = open_store(store_path, n_parts=None if started is None else started.n_store_parts)
     site = choose_site(store, options)
+    require_training_rows(store)
     activations = store.activations(site)
     device = choose_device(options.device)
     d_sae = options.d_sae(activations.d_in)

@@ -38,6 +38,13 @@ def test_a_finished_store_says_so(make_store):
     assert record["n_valid"] == 199
 
 
+def test_a_store_of_unreadable_images_foretells_nothing(make_store):
+    text, record = told(make_store(9, invalid=range(9)).path)
+    assert record["n_valid"] == 0
+    assert text["reading"] == "no rows to train on"
+    assert "here there is no row to tell by" in text["off centre"]
+
+
 def test_what_is_neither_store_nor_run_is_refused(tmp_path):
     with pytest.raises(StoreError, match="neither an activation store nor a run"):
         describe(tmp_path)

@@ -5,6 +5,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 from thresher.store.batches import BatchReader
+from thresher.store.errors import StoreError
 from thresher.store.loading import plan_loading
 from thresher.store.mixing import batch_mixing, count_labels
 from thresher.store.parts import merge_stores
@@ -98,3 +99,12 @@ def test_the_window_that_is_told_suffices_for_the_mixing_and_one_image_less_does
     told = planned(needed)
     assert told.mixing <= 1.1 < planned(needed - 1).mixing
     assert told.notes == ()
+
+
+@pytest.mark.parametrize("settings", [{"n": 9, "invalid": range(9)}, {"n": 9, "tokens": 3, "invalid": range(8)}])
+def test_a_store_without_a_row_to_train_on_says_so(make_store, settings):
+    store = open_store(make_store(d=D, **settings).path)
+    assert store.n_train == 0
+    bad = len(settings["invalid"])
+    with pytest.raises(StoreError, match=rf"no rows to train on: {bad} of its 9 images .* \(cannot be read\)"):
+        BatchReader([store.activations()], batch_size=2, seed=0)

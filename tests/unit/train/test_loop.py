@@ -406,3 +406,10 @@ def test_the_recipe_runs_at_a_small_size(small_store, tmp_path):
     sae = open_run(tmp_path / "run").load_sae()
     assert (sae.input_mean == 0).all()
     assert (sae.input_scale == 1).all()
+
+
+def test_a_store_without_a_row_to_train_on_is_refused_before_a_run_is_made(make_store, tmp_path):
+    store = make_store(9, 8, invalid=range(9)).path
+    with pytest.raises(StoreError, match="no rows to train on"):
+        train(TrainOptions(rows=64, batch_size=8), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
