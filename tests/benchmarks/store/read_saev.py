@@ -34,8 +34,10 @@ class Saev:
 
     def batches(self, epoch: int) -> Iterator[torch.Tensor]:
         torch.manual_seed(self.job.seed + epoch)
+        # shuffle=True of its training loop, but for the end of a pass: workers would read what nobody takes.
+        sampler = torch.utils.data.RandomSampler(self.rows, num_samples=self.job.rows_per_pass)
         loader = torch.utils.data.DataLoader(
-            self.rows, batch_size=self.job.batch, num_workers=self.job.threads, shuffle=True
+            self.rows, batch_size=self.job.batch, num_workers=self.job.threads, sampler=sampler
         )
         for batch in loader:
             yield batch["act"]

@@ -35,10 +35,12 @@ class TorchLoader:
     def batches(self, epoch: int) -> Iterator[torch.Tensor]:
         torch.manual_seed(self.job.seed + epoch)
         by_row = self.job.options["item"] == "row"
+        items = Rows(self.job, 1 if by_row else self.job.batch)
+        n_items = self.job.rows_per_pass // items.size  # no more, or workers would read what nobody takes
         yield from torch.utils.data.DataLoader(
-            Rows(self.job, 1 if by_row else self.job.batch),
+            items,
             batch_size=self.job.batch if by_row else None,
-            shuffle=True,
+            sampler=torch.utils.data.RandomSampler(items, num_samples=n_items),
             num_workers=self.job.threads,
         )
 

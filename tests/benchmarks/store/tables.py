@@ -37,8 +37,8 @@ def _timed_cells(passes: list[dict[str, Any]], name: str, floor: str) -> list[st
         return [""] * len(_TIMED)
     rates = [rate_of(row["last"]) for row in warm]
     return [
-        f"{statistics.median(rates):.2f}",
-        f"{min(rates):.2f} to {max(rates):.2f}",
+        _median(rates),
+        f"{_short(min(rates))} to {_short(max(rates))}",
         _median(ratios(passes, name, floor, "warm")),
         _median([row["last"]["cpu_s"] / (row["last"]["rows"] * D_IN * 2e-9) for row in warm]),
         _median([rate_of(row["first"]) for row in warm]),
@@ -61,4 +61,8 @@ def ratios(passes: list[dict[str, Any]], name: str, base: str, cache: str) -> li
 
 
 def _median(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f}" if values else ""
+    return _short(statistics.median(values)) if values else ""
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.095 else f"{value:.2g}"
