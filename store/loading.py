@@ -116,8 +116,8 @@ def require_training_rows(store: "ActivationStore") -> None:
     if not store.n_train:
         first = store.unreadable[0]
         raise StoreError(
-            f"{store.url} has no rows to train on: {len(store.unreadable):,} of its {store.n_images:,} images could not "
-            f"be read, for one {first.key!r} ({first.reason}). Harvest images that can be."
+            f"{store.url} has no rows to train on: {len(store.unreadable):,} of its {store.n_images:,} images could "
+            f"not be read, for one {first.key!r} ({first.reason}). Harvest images that can be."
         )
 
 
