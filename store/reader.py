@@ -191,7 +191,7 @@ class ActivationStore:
 
     @property
     def n_held_out(self) -> int:
-        """Positions that are never trained on: 1 %, at least one where there are two images."""
+        """Positions that are never trained on: 1 % of each part, see `Positions`."""
         return self.n_valid - self.n_train
 
     def split(self, name: str) -> tuple[int, int]:
