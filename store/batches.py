@@ -79,8 +79,9 @@ class BatchReader:
     last
         The last batch of a pass: `wrap` fills it from the next pass, `keep` leaves it short, `drop` leaves it out.
     rank, n_ranks
-        This process's share: rows `[rank * n // n_ranks, (rank + 1) * n // n_ranks)` of each global batch of n. The
-        global batch does not depend on the number of ranks.
+        This process's share: places `[rank * n // n_ranks, (rank + 1) * n // n_ranks)` of each global batch of n. The
+        shares of all ranks are the rows of the global batch, whatever their number; of several parts, each share has
+        rows of every part in proportion.
     memory_bytes
         For the buffer, where the store needs one; see `loading.plan_loading`.
     mixing
