@@ -77,6 +77,7 @@ class PartCheck:
         self._t = files.spec.tokens_per_image
         self.unfinished = self._uncommitted_windows()
         """Windows without a single record: the harvest did not come to them."""
+        self._unknown: set[int] = set()  # windows whose list of unreadable images is damaged
         self._invalid_rows = self._read_invalid_rows()
 
     @property
@@ -137,7 +138,7 @@ class PartCheck:
         return set(range(files.order.n_windows)) - committed
 
     def _read_invalid_rows(self) -> dict[int, NDArray[np.int64]]:
-        """The rows of each window whose image could not be read; no entry where its record cannot be believed."""
+        """The rows whose image could not be read, of each window that has any; see `_unknown`."""
         files, order = self.files, self.files.order
         found: dict[int, NDArray[np.int64]] = {}
         windows = [window for window in range(order.n_windows) if window not in self.unfinished]
@@ -148,8 +149,10 @@ class PartCheck:
                 try:
                     listed = files.parse_record(f.ROW_VALID, window * self._t, data)["unreadable"]
                 except DamagedStoreError:
+                    self._unknown.add(window)
                     continue
-                found[window] = np.sort(order.rows(np.array([image for image, _ in listed], np.int64)).ravel())
+                if listed:
+                    found[window] = np.sort(order.rows(np.array([image for image, _ in listed], np.int64)).ravel())
         return found
 
     def _require_order(self, array: ArrayFiles, chunk: int, values: NDArray[Any]) -> None:
@@ -171,11 +174,12 @@ class PartCheck:
         start, stop = array.extent(chunk)
         if record["rows"] != [start, stop]:
             raise DamagedStoreError(f"its commit record speaks of rows {record['rows']}")
-        invalid = self._invalid_rows.get(chunk // self._t)
-        if invalid is None:
+        if chunk // self._t in self._unknown:
             return  # which is a problem of that record
         valid = np.ones(stop - start, np.bool_)
-        valid[invalid[slice(*np.searchsorted(invalid, (start, stop)))] - start] = False
+        invalid = self._invalid_rows.get(chunk // self._t)
+        if invalid is not None:
+            valid[invalid[slice(*np.searchsorted(invalid, (start, stop)))] - start] = False
         if record["valid_rows"] != valid.sum():
             raise DamagedStoreError(f"its commit record counts {record['valid_rows']} valid rows, not {valid.sum()}")
         if array.name == f.ROW_VALID:

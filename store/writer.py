@@ -12,7 +12,7 @@ from . import format as f
 from .attributes import read_group_attributes
 from .codec import ChunkCodec, encode_chunk
 from .errors import StoreError
-from .layout import StoreSpec, array_document, group_document, metadata_documents, metadata_record, static_arrays
+from .layout import StoreSpec, metadata_documents, metadata_record, static_arrays, thumbnail_documents
 from .objects import Lock, Objects, open_objects
 from .provenance import Provenance
 from .records import crc32c, encode_record, to_hex
@@ -346,21 +346,15 @@ class EncodedChunk:
 def _encode_thumbnails(window: int, thumbnails: Sequence[bytes | None]) -> tuple[Files, dict[str, Any]]:
     """The files of a window's thumbnails by name, and what their commit record says of them."""
     blobs = [blob or b"" for blob in thumbnails]
-    folder = f"{f.THUMBS}/{window}"
-    arrays: dict[str, tuple[NDArray[Any], str]] = {
-        "blob": (np.frombuffer(b"".join(blobs) or b"\0", np.uint8), "byte"),
-        "offset": (np.concatenate(([0], np.cumsum([len(blob) for blob in blobs]))).astype(np.uint64), "edge"),
+    arrays: dict[str, NDArray[Any]] = {
+        "blob": np.frombuffer(b"".join(blobs) or b"\0", np.uint8),
+        "offset": np.concatenate(([0], np.cumsum([len(blob) for blob in blobs]))).astype(np.uint64),
     }
-    documents = {f"{folder}/zarr.json": group_document({})} | {
-        f"{folder}/{name}/zarr.json": array_document(
-            values.shape, values.shape, values.dtype, 0, "none", {}, (dimension,)
-        )
-        for name, (values, dimension) in arrays.items()
-    }
+    documents = thumbnail_documents(window, len(arrays["blob"]), len(arrays["offset"]))
     files: Files = {name: [document] for name, document in documents.items()}
     chunks = {}
-    for name, (values, _) in arrays.items():
-        files[f.chunk_file(f"{folder}/{name}", 0, 1)], chunks[name] = encode_chunk(values, ChunkCodec("none"))
+    for name, path in f.thumbs_chunks(window).items():
+        files[path], chunks[name] = encode_chunk(arrays[name], ChunkCodec("none"))
     return files, {"files": {name: to_hex(crc32c(text)) for name, text in documents.items()}, "chunks": chunks}
 
 

@@ -145,7 +145,9 @@ def test_json_is_one_document_on_stdout(chain, tmp_path, thresher, harvest_argum
     assert {"level", "what", "detail"} == set(json.loads(thresher("doctor", "--json").stdout)[0])
 
 
-def test_a_damaged_store_is_refused_and_verify_says_where(chain, tmp_path, thresher, refused, train_arguments):
+def test_a_damaged_store_is_refused_verify_says_where_and_repairs_it(
+    chain, tmp_path, thresher, refused, train_arguments
+):
     folder, _ = chain
     shutil.copytree(folder / "emoji.zarr", tmp_path / "emoji.zarr")
     chunk = tmp_path / "emoji.zarr/layers/4/resid_post/cls/c/3/0"
@@ -155,6 +157,12 @@ def test_a_damaged_store_is_refused_and_verify_says_where(chain, tmp_path, thres
     done = thresher("verify", "emoji.zarr", status=1, cwd=tmp_path)
     assert "layers/4/resid_post/cls, chunk 3, rows 192 to 255" in done.stdout
     refused("train", "emoji.zarr", "run", *train_arguments, says="damaged", cwd=tmp_path)
+    done = thresher("verify", "emoji.zarr", "--repair", cwd=tmp_path)
+    assert "rows 192 to 255: its bytes have checksum" in done.stdout
+    assert "restored bit for bit" in done.stdout
+    data[1000] ^= 1
+    assert chunk.read_bytes() == data
+    assert "every checksum as committed" in thresher("verify", "emoji.zarr", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize("stage", ["harvest", "train"])
