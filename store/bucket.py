@@ -135,7 +135,8 @@ class Bucket(Objects):
         async def run() -> _T:
             return await start()
 
-        future = asyncio.run_coroutine_threadsafe(run(), connection(self._scheme, self.url, self._retries).loop)
+        loop = connection(self._scheme, self.url, self._retries).loop
+        future = asyncio.run_coroutine_threadsafe(run(), loop)
         try:
             return future.result()
         except BaseException:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from .errors import UnreachableStoreError
+
 IN_FLIGHT = 32
 """Requests of one process at a time: 32 of 2 MB at 50 ms each would be 1.3 GB/s."""
 
@@ -67,7 +69,10 @@ def connection(scheme: str, url: str, retries: RetryPolicy) -> Connection:
         if key not in _connections:
             loop = fsspec.asyn.get_loop()
             options = _filesystem_options(scheme, retries) | of_url | {"skip_instance_cache": True}
-            filesystem = cls(**options)
+            try:
+                filesystem = cls(**options)
+            except OSError as error:  # some connect at once: ftp, sftp, smb
+                raise UnreachableStoreError(f"{url} cannot be reached: {error}. Check its address.") from error
             filesystem.retries = 1  # of s3fs, whose own would multiply with those here
             if not filesystem.async_impl:
                 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper

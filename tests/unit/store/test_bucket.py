@@ -342,6 +342,14 @@ def test_a_url_that_cannot_be_used_is_a_wrong_argument(url, says):
     assert SECRET not in str(error.value)
 
 
+def test_a_service_that_is_connected_to_at_once_and_is_not_there_is_one_line():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"ftp://127.0.0.1:{nobody.getsockname()[1]}/x"
+        with pytest.raises(UnreachableStoreError, match=rf"{url} cannot be reached: .*refused\. Check its address\."):
+            open_objects(url).exists("zarr.json")
+
+
 def test_without_s3fs_the_line_says_what_to_install(monkeypatch):
     real = connections.find_spec
 
