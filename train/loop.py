@@ -194,12 +194,14 @@ class _Training:
         options, sae = self._options, self._state.sae
         steps_left = options.steps - self._state.step
         memory = format_bytes(memory_bytes(sae.d_in, sae.d_sae, options.batch_size))
+        if self._loader.plan.memory_bytes:
+            memory += f" and {format_bytes(self._loader.plan.memory_bytes)} to mix the rows"
         size = format_bytes(disk_bytes(sae.d_in, sae.d_sae))
         lines = [
             f"{options.variant} SAE of {sae.d_sae:,} features on {self._run.site} of {self._run.store_path}",
             f"{options.steps:,} steps of {options.batch_size:,} rows: {self._passes():.2f} passes over "
             f"{self._loader.n_rows:,} training rows, on {self._device}",
-            f"about {memory} of memory beside the program's own; writes {self._run.path}, at most {size} of disk",
+            f"memory beside the program's own: about {memory}; writes {self._run.path}, at most {size} of disk",
         ]
         if self._state.step:
             lines.append(f"resumed at step {self._state.step:,}, {steps_left:,} to go")

@@ -364,7 +364,18 @@ def test_the_live_display_gets_loss_l0_and_dead(small_store, tmp_path):
     assert set(reporter.fields) == {"step", "loss", "l0", "ev", "dead"}
     assert reporter.seen == 60
     assert any("5.55 passes over 692 training rows" in line for line in reporter.said)
-    assert any("of memory beside the program's own" in line for line in reporter.said)
+    assert any(
+        re.match(r"memory beside the program's own: about [\d.]+ [kM]B; writes ", said) for said in reporter.said
+    )
+
+
+def test_the_memory_that_mixing_takes_is_told(make_store, tmp_path):
+    reporter = StopAt()
+    store = make_store(700, 24, rows_per_chunk=100, order="source").path
+    train(TOPK, store, tmp_path / "run", reporter)  # 693 training rows of 48 bytes, all of which fit
+    assert any(
+        re.search(r"own: about [\d.]+ [kM]B and 33\.3 kB to mix the rows; writes ", said) for said in reporter.said
+    )
 
 
 def test_the_time_left_is_told_once_after_the_first_logged_step_or_five_seconds(small_store, tmp_path, monkeypatch):
