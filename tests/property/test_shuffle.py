@@ -151,6 +151,19 @@ def test_every_batch_draws_from_every_part_in_proportion(sizes, batch, seed):
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(total))
 
 
+def test_whole_chunks_come_in_another_order_in_each_pass_of_each_part_and_seed():
+    edges = np.arange(0, 64 * 501, 64)
+    orders = [
+        ChunkRuns(edges, seed, part).runs(number, 0, int(edges[-1]))[0] // 64
+        for seed, part, number in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
+    ]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(500))
+    for i, one in enumerate(orders):
+        for other in orders[:i]:
+            assert abs(np.corrcoef(one, other)[0, 1]) < 0.2  # 4.5 standard errors
+
+
 @pytest.mark.parametrize("last", ["wrap", "keep", "drop"])
 def test_the_last_batch_is_filled_kept_or_dropped(last):
     order = EpochOrder.uniform(100, 30, 0, last=last)

@@ -1,8 +1,11 @@
 import json
 import uuid
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from thresher.progress import Reporter
 from thresher.store import format as f
 from thresher.store import image_digest
 from thresher.store.codec import ChunkCodec, encode_chunk
@@ -371,6 +374,25 @@ def test_a_store_in_a_bucket_is_checked(make_store):
     place.write(name, place.read(name)[:-1])
     place.delete([f.chunk_file(f.ROW_IMAGE, 0, 1)])
     assert [(p.array, p.chunk) for p in verify_store(place.url).problems] == [(CLS, 4), (f.ROW_IMAGE, 0)]
+
+
+def test_progress_is_told_chunk_by_chunk_with_the_damage_so_far(make_store):
+    made = make_store(300, rows_per_chunk=64)
+    (made.path / f.chunk_file(CLS, 3, 2)).unlink()
+    told = []
+
+    class Listener(Reporter):
+        @contextmanager
+        def task(self, name, total, unit, *, done=0):
+            told.append((name, total, unit, done))
+            yield SimpleNamespace(advance=lambda n, **fields: told.append((n, fields)))
+
+    report = verify_store(made.path, Listener(), threads=1)
+    assert told[0] == ("verify", report.n_chunks, "chunks", 0)
+    assert sum(n for n, _ in told[1:]) == report.n_chunks
+    damaged = [fields["damaged"] for _, fields in told[1:]]
+    assert damaged == sorted(damaged)
+    assert damaged[-1] == 1 == len(report.problems)
 
 
 def test_no_more_is_begun_than_the_threads_can_take():
