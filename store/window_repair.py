@@ -50,7 +50,7 @@ class WindowRepair:
 
         A chunk is the one that was committed where its bytes have the committed checksum, or, where the record is lost,
         are those that still stand, or where all other vectors of its window are. Others are written only where the
-        packages are those of then.
+        packages are those of then, and what no damage touched shows that the images are.
 
         Parameters
         ----------
@@ -85,7 +85,16 @@ class WindowRepair:
                 "repair it with that version"
             )
         if False in [known[key] for key in others]:
-            self._reporter.warn(self._comparison(window.number, chunks, damaged))
+            thumbs = (f.THUMBS, window.number)
+            distances = self._distances(chunks, damaged)
+            largest = float(distances.max(initial=0.0))
+            if largest >= _UNTOUCHED or (known.get(thumbs) is False and thumbs not in damaged):
+                what = f"stored vectors by {largest:.2g} (relative L2)" if largest >= _UNTOUCHED else "its thumbnails"
+                return how, (
+                    f"the images of window {window.number} are others than were harvested, though named alike: {what} "
+                    "that no damage touched differ from the new ones. Name the original IMAGES"
+                )
+            self._reporter.warn(_comparison(window.number, distances))
         for key in others:
             self._write(chunks[key], with_record=True)
             how[key] = _UNKNOWN if known[key] is None else ANEW
@@ -113,21 +122,14 @@ class WindowRepair:
         if with_record:
             self._files.objects.write_all(chunk.record_files)
 
-    def _comparison(self, window: int, chunks: Mapping[Key, EncodedChunk], damaged: Collection[Key]) -> str:
-        """In words, how far rows that no damage touched are from the new ones."""
-        n, largest = 0, 0.0
+    def _distances(self, chunks: Mapping[Key, EncodedChunk], damaged: Collection[Key]) -> NDArray[np.float64]:
+        """How far each row of a window that no damage touched is from the new one (relative L2)."""
+        found = [np.empty(0)]
         for key, chunk in chunks.items():
             if key[0].startswith("layers/"):
-                found = self._row_differences(self._files.array(key[0]), chunk)
-                found = found[found < _UNTOUCHED] if key in damaged else found
-                n, largest = n + len(found), max(largest, float(found.max(initial=0.0)))
-        told = (
-            f"{n:,} stored vectors of the window that no damage touched differ from the new ones by {largest:.2g} at "
-            "most (relative L2)"
-            if n
-            else "no row of the window is left to compare them with"
-        )
-        return f"window {window}: its rows come out otherwise than on the machine of then; {told}."
+                some = self._row_differences(self._files.array(key[0]), chunk)
+                found.append(some[some < _UNTOUCHED] if key in damaged else some)
+        return np.concatenate(found)
 
     def _row_differences(self, array: ArrayFiles, chunk: EncodedChunk) -> NDArray[np.float64]:
         """Relative distance of each readable row of a chunk, as it stands, from the new one; none where it is lost."""
@@ -146,6 +148,16 @@ class WindowRepair:
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             distance = np.linalg.norm(a.astype(np.float64) - b, axis=1) / np.linalg.norm(b.astype(np.float64), axis=1)
         return distance[np.isfinite(distance)]
+
+
+def _comparison(window: int, distances: NDArray[np.float64]) -> str:
+    told = (
+        f"{len(distances):,} stored vectors of the window that no damage touched differ from the new ones by "
+        f"{distances.max():.2g} at most (relative L2)"
+        if len(distances)
+        else "no row of the window is left to compare them with"
+    )
+    return f"window {window}: its rows come out otherwise than on the machine of then; {told}."
 
 
 def _may(known: Mapping[Key, bool | None], keys: Collection[Key]) -> str:

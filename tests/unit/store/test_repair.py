@@ -35,13 +35,15 @@ class Rows:
     is_last: bool
     noise: float
     gone: tuple[int, ...]
+    other_pictures: tuple[int, ...] = ()
 
     def put_into(self, writer) -> None:
         made, places = self.made, np.arange(self.start, self.stop)
         images, rows = made.order.images_at(places), made.order.rows_at(places)
         valid = made.valid[rows[:, 0]] & ~np.isin(images, self.gone)
         bad = [(image, "cannot be read") for image in images[~valid].tolist()]
-        thumbnails = [b"thumbnail %d" % image if ok else None for image, ok in zip(images, valid, strict=True)]
+        names = [b"other %d" if image in self.other_pictures else b"thumbnail %d" for image in images]
+        thumbnails = [name % i if ok else None for name, i, ok in zip(names, images, valid, strict=True)]
         values = {site: values[rows] * np.float32(1 + self.noise) for site, values in made.rows.items()}
         writer.put(self.start, values, valid, bad, thumbnails)
 
@@ -55,6 +57,8 @@ class FromMemory:
     versions: dict[str, str] = field(default_factory=dict)
     gone: tuple[int, ...] = ()
     """Images that cannot be read any more."""
+    other_pictures: tuple[int, ...] = ()
+    """Images whose pictures are others now."""
     windows: list[int] = field(default_factory=list)
     """Those that were asked for."""
     n_opened: int = 0
@@ -75,7 +79,7 @@ class FromMemory:
             start, stop = images.order.window_images(window)
             for first in range(start, stop, 7):
                 last = min(first + 7, stop)
-                yield Rows(images, window, first, last, last == stop, self.noise, self.gone)
+                yield Rows(images, window, first, last, last == stop, self.noise, self.gone, self.other_pictures)
 
     def harvest(self) -> Harvest:
         return Harvest(images=self._images, windows=self._windows, versions=self.versions)
@@ -320,6 +324,26 @@ def test_an_image_that_cannot_be_read_any_more_is_not_put_in_place_of_one_that_c
     gone = int(made.order.images(np.array([100]))[0])
     report = repair_store(made.path, FromMemory([made], gone=(gone,)).harvest())
     assert "had 64 readable rows, now 63" in report.problems[0].what
+    assert _files(made.path) == before
+
+
+@pytest.mark.parametrize("shows", ["vectors", "thumbnails"])
+def test_another_image_under_the_name_of_one_is_not_put_in_its_place(make_store, shows):
+    made = make_store(150, 16, sites=(Site(1), Site(2)), thumbnails=shows == "thumbnails")
+    _flip(made.path / f.chunk_file(CLS, 1, 2))
+    before = _files(made.path)
+    row = 100
+    image = int(made.order.images(np.array([row]))[0])
+    if shows == "vectors":
+        for rows in made.rows.values():
+            rows[row] = rows[row - 1]
+        source = FromMemory([made])
+    else:  # of a window whose every vector is damaged
+        _flip(made.path / f.chunk_file(Site(2).path, 1, 2))
+        before = _files(made.path)
+        source = FromMemory([made], noise=1e-3, other_pictures=(image,))
+    report = repair_store(made.path, source.harvest())
+    assert "the images of window 1 are others than were harvested, though named alike" in report.problems[0].what
     assert _files(made.path) == before
 
 
