@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import math
 from dataclasses import replace
 
@@ -228,6 +229,17 @@ def test_the_first_picture_of_a_feature_is_its_largest_row(encoded_run, monkeypa
         for i, row in enumerate(result.statistics.top_row[7, :16].tolist()):
             x, y = 16 + i * 102 + 48, 16 + 26 + 26 + 48
             assert sheet.getpixel((x, y)) == colours[row]
+
+
+def test_no_pictures_are_shown_from_a_store_that_took_the_place_of_the_encoded_one(make_store, make_run):
+    made = make_store()
+    run = make_run(made.path)
+    encode(run.path)
+    shutil.rmtree(made.path)
+    make_store(seed=3)
+    heard = Heard()
+    assert stats(run.path, StatsOptions(), heard).sheets == []
+    assert "is not the store that was encoded" in heard.warned[0]
 
 
 def test_a_store_without_thumbnails_gives_figures_and_a_warning(make_store, make_run):
