@@ -85,14 +85,12 @@ class WindowRepair:
                 "repair it with that version"
             )
         if False in [known[key] for key in others]:
-            thumbs = (f.THUMBS, window.number)
             distances = self._distances(chunks, damaged)
-            largest = float(distances.max(initial=0.0))
-            if largest >= _UNTOUCHED or (known.get(thumbs) is False and thumbs not in damaged):
-                what = f"stored vectors by {largest:.2g} (relative L2)" if largest >= _UNTOUCHED else "its thumbnails"
+            sign = self._sign_of_other_images(window.number, known, others, damaged, distances)
+            if sign:
                 return how, (
-                    f"the images of window {window.number} are others than were harvested, though named alike: {what} "
-                    "that no damage touched differ from the new ones. Name the original IMAGES"
+                    f"the images of window {window.number} are others than were harvested, though named alike: {sign}. "
+                    "Name the original IMAGES"
                 )
             self._reporter.warn(_comparison(window.number, distances))
         for key in others:
@@ -108,14 +106,41 @@ class WindowRepair:
             return None
 
     def _is_as_committed(self, chunk: EncodedChunk, record: dict[str, Any] | None) -> bool | None:
-        """Whether a chunk came out as it was committed; None where its record is lost and other bytes stand there."""
+        """Whether a chunk came out as it was committed; None where its record is lost, and what stands there too."""
         if record is not None:
             fields = ("bytes", "crc32c", "files", "chunks")  # the last two of thumbnails
             return all(record.get(field) == chunk.record.get(field) for field in fields)
         names = list(chunk.files)
         standing = self._files.objects.read_many(names)
-        is_there = all(b"".join(chunk.files[name]) == data for name, data in zip(names, standing, strict=True))
-        return True if is_there else None
+        if all(b"".join(chunk.files[name]) == data for name, data in zip(names, standing, strict=True)):
+            return True
+        if not chunk.array.startswith("layers/") or standing[0] is None or not is_self_consistent(standing[0]):
+            return None
+        # Where its own checksum is right and some of its rows are these, it is no damage, and no chunk of another place.
+        is_the_chunk = (self._row_differences(self._files.array(chunk.array), chunk) < _UNTOUCHED).any()
+        return False if is_the_chunk else None
+
+    def _sign_of_other_images(
+        self,
+        window: int,
+        known: Mapping[Key, bool | None],
+        others: Collection[Key],
+        damaged: Collection[Key],
+        distances: NDArray[np.float64],
+    ) -> str:
+        """What shows that rows differ because their images do, and not the machine; empty where nothing does."""
+        largest = float(distances.max(initial=0.0))
+        if largest >= _UNTOUCHED:
+            return f"stored vectors that no damage touched differ from the new ones by {largest:.2g} (relative L2)"
+        if known.get((f.THUMBS, window)) is False and (f.THUMBS, window) not in damaged:
+            return "its thumbnails, which no damage touched, differ from the new ones"
+        if (
+            len(distances)
+            and largest == 0
+            and any(key[0].startswith("layers/") for key in others if known[key] is False)
+        ):
+            return "the vectors that no damage touched come out bit for bit, and others do not"
+        return ""
 
     def _write(self, chunk: EncodedChunk, *, with_record: bool) -> None:
         self._files.objects.write_all(chunk.files)

@@ -327,6 +327,21 @@ def test_an_image_that_cannot_be_read_any_more_is_not_put_in_place_of_one_that_c
     assert _files(made.path) == before
 
 
+@pytest.mark.parametrize("lost", [f.chunk_file(CLS, 1, 2), f.record_file(CLS, 1)])
+def test_another_image_shows_also_where_its_window_has_one_chunk_alone(make_store, lost):
+    made = make_store(150, 16, thumbnails=False)
+    row, path = 100, made.path / lost
+    if "/c/" in lost:
+        _flip(path, 2 * 16 * 3 + 1)  # another row's
+    else:
+        path.unlink()
+    before = _files(made.path)
+    made.rows[Site(1)][row] = made.rows[Site(1)][row - 1]
+    (problem,) = repair_store(made.path, FromMemory([made]).harvest()).problems
+    assert "that no damage touched come out bit for bit, and others do not. Name the original" in problem.what
+    assert _files(made.path) == before
+
+
 @pytest.mark.parametrize("shows", ["vectors", "thumbnails"])
 def test_another_image_under_the_name_of_one_is_not_put_in_its_place(make_store, shows):
     made = make_store(150, 16, sites=(Site(1), Site(2)), thumbnails=shows == "thumbnails")
