@@ -116,7 +116,7 @@ class WindowRepair:
             return True
         if not chunk.array.startswith("layers/") or standing[0] is None or not is_self_consistent(standing[0]):
             return None
-        # Where its own checksum is right and some of its rows are these, it is no damage, and no chunk of another place.
+        # Its own checksum is right; if some of its rows are these, it is not the chunk of another place.
         is_the_chunk = (self._row_differences(self._files.array(chunk.array), chunk) < _UNTOUCHED).any()
         return False if is_the_chunk else None
 
