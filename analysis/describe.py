@@ -24,7 +24,7 @@ def describe(place: str | Path) -> Description:
     objects = open_objects(place)
     if objects.local is not None and (objects.local / CONFIG).exists():
         return _describe_run(objects.local)
-    if objects.exists(f.GROUP_JSON) or objects.exists(f.CREATING):
+    if any(objects.exists(name) for name in (f.GROUP_JSON, f.CREATING, f.METADATA_RECORD)):
         try:
             return describe_store(open_store(objects))
         except UnfinishedStoreError as unfinished:

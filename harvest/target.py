@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..progress import format_bytes
 from ..store.attributes import read_group_attributes
 from ..store.errors import StoreError
-from ..store.format import CREATING, GROUP_JSON
+from ..store.format import CREATING, GROUP_JSON, METADATA_RECORD
 from ..store.layout import StoreSpec, predicted_bytes
 from ..store.objects import Objects
 from ..store.part import StorePart
@@ -43,6 +43,10 @@ def find_target(store: Objects, *, append: bool, overwrite: bool) -> Target:
         return Target(store, next_part(store), parts)
     if store.local is not None and store.local.exists() and not store.local.is_dir():
         raise StoreError(f"{store} exists and is not a folder: name another STORE.")
+    if store.local is not None and store.local.is_symlink() and not store.local.exists():
+        raise StoreError(f"{store} is a link to nothing: make the folder that it names, or name another STORE.")
+    if store.exists(METADATA_RECORD) and not overwrite:
+        read_group_attributes(store)  # says so where it is damaged
     is_taken = bool(store.names()) and not store.exists(GROUP_JSON) and not store.exists(CREATING)
     if is_taken and not overwrite:
         raise StoreError(f"{store} is not empty and is not an activation store: name another STORE.")

@@ -5,6 +5,10 @@ class StoreError(Exception):
     """A store or run that is missing, unfinished, damaged or does not match what is asked of it."""
 
 
+class MissingStoreError(StoreError):
+    """There is no store at the place."""
+
+
 class DamagedStoreError(StoreError):
     """Bytes on disk differ from what was committed."""
 

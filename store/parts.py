@@ -7,7 +7,7 @@ from typing import Any
 
 from . import format as f
 from .attributes import read_group_attributes
-from .errors import DamagedStoreError, StoreError, UnfinishedStoreError
+from .errors import DamagedStoreError, MissingStoreError, StoreError, UnfinishedStoreError
 from .layout import joining_document, metadata_record
 from .objects import Objects, is_url, open_objects
 from .part import StorePart, check_metadata, require_alike
@@ -29,11 +29,18 @@ def open_parts(objects: Objects) -> list[StorePart]:
         check_metadata(objects)
     parts = [StorePart(objects)] if holds_rows else []
     for number, record in part_references(objects):
-        part = StorePart(resolve_part(objects, record["url"]))
+        place = resolve_part(objects, record["url"])
+        try:
+            part = StorePart(place)
+        except MissingStoreError:
+            raise StoreError(
+                f"part {number} of {objects} is not at {place}, where it was joined: put it back there, or join what "
+                "is left with `thresher merge`."
+            ) from None
         if part.fingerprint != record["fingerprint"]:
             raise DamagedStoreError(
                 f"part {number} of {objects}, {part.objects}, is another store than was joined: its fingerprint is "
-                f"{part.fingerprint}, not {record['fingerprint']}."
+                f"{part.fingerprint}, not {record['fingerprint']}. Put the one that was joined back there."
             )
         parts.append(part)
     if not parts:

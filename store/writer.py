@@ -1,6 +1,7 @@
 """Writes a store: its metadata and keys once, then each window of rows once, in any order, by one process."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from numpy.typing import NDArray
 from . import format as f
 from .attributes import read_group_attributes
 from .codec import ChunkCodec, encode_chunk
-from .errors import StoreError
+from .errors import DamagedStoreError, StoreError
 from .layout import StoreSpec, metadata_documents, metadata_record, static_arrays, thumbnail_documents
 from .objects import Lock, Objects, open_objects
 from .provenance import Provenance
-from .records import crc32c, encode_record, to_hex
+from .records import VERIFY, crc32c, encode_record, read_record, to_hex
 from .static import write_static_array
 
 _SERIAL = 1 << 14  # numbers that torch computes in one thread: half its grain
@@ -107,8 +108,11 @@ def resume_store(place: str | Path | Objects, spec: StoreSpec, *, lock: bool = T
                 f"{objects} was begun with other settings: {name} is {found.get(name)!r} there and {wanted[name]!r} "
                 f"here. To go on, {again}."
             )
+    record = objects.read_many([f.METADATA_RECORD])[0]
+    if record is None:
+        raise DamagedStoreError(f"{objects}/{f.METADATA_RECORD} is missing. {VERIFY}")
     held = objects.lock() if lock else None
-    return StoreWriter(objects, spec, to_hex(crc32c(objects.read(f.METADATA_RECORD))), held)
+    return StoreWriter(objects, spec, to_hex(crc32c(record)), held)
 
 
 class StoreWriter:
@@ -386,15 +390,16 @@ def _clear(objects: Objects, overwrite: bool) -> None:
         raise StoreError(f"{objects} exists and is not a folder: name another STORE.")
     if not objects.names():
         return
-    if not objects.exists(f.CREATING):
+    is_begun = objects.exists(f.CREATING)
+    if not is_begun:
         _require_store(objects)
         if not overwrite:
             raise StoreError(f"{objects} exists. Name another STORE, or replace it with --overwrite.")
-        objects.write(f.CREATING, b"")
-    lock = objects.lock()
-    objects.delete([f.GROUP_JSON])
-    objects.delete_all(keep=[f.CREATING])
-    lock.close()
+    with closing(objects.lock()):  # the mark would have the next harvest remove what another process writes now
+        if not is_begun:
+            objects.write(f.CREATING, b"")
+        objects.delete([f.GROUP_JSON])
+        objects.delete_all(keep=[f.CREATING])
 
 
 def _require_store(objects: Objects) -> None:
@@ -407,6 +412,8 @@ def _require_store(objects: Objects) -> None:
     """
     try:
         read_group_attributes(objects)
+    except DamagedStoreError:
+        read_record(objects, f.METADATA_RECORD)  # it was one, as this tells
     except StoreError:
         raise StoreError(
             f"{objects} is not empty and is not an activation store, so it is not replaced: name another STORE."

@@ -287,6 +287,19 @@ def test_something_else_at_the_stores_place_is_refused_and_kept(options, folder,
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "mine"
 
 
+def test_a_damaged_store_and_a_link_to_nothing_are_told_before_the_model_is_loaded(
+    options, folder, tmp_path, monkeypatch
+):
+    harvest(options(), folder, tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / "zarr.json").unlink()
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr("thresher.harvest.run.load_tower", lambda *_, **__: pytest.fail("the tower was loaded"))
+    with pytest.raises(StoreError, match="the rest of a store is there"):
+        harvest(options(), folder, tmp_path / "s.zarr")
+    with pytest.raises(StoreError, match="is a link to nothing"):
+        harvest(options(), folder, tmp_path / "link.zarr")
+
+
 def test_a_disk_that_is_too_small_is_noticed_before_the_start(options, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(LocalFolder, "free_bytes", lambda _self: 1000)
     with pytest.raises(StoreError, match=r"needs about .* and the disk has 1 kB free"):

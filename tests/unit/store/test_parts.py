@@ -118,6 +118,20 @@ def test_rows_of_another_kind_are_refused_by_name(make_store, tmp_path, options,
     assert not (tmp_path / "all.zarr").exists()
 
 
+def test_a_part_that_was_moved_away_is_said_to_be_missing_from_the_store_that_joins_it(make_store, tmp_path):
+    a, b = make_store(100), make_store(60, name="b.zarr", key_prefix="b ")
+    merge_stores([str(a.path), str(b.path)], str(tmp_path / "all.zarr"))
+    b.path.rename(tmp_path / "elsewhere.zarr")
+    with pytest.raises(
+        StoreError, match=r"part 2 of .*all\.zarr is not at .*b\.zarr, where it was joined: put it back"
+    ):
+        open_store(tmp_path / "all.zarr")
+    a.path.rename(b.path)
+    (tmp_path / "elsewhere.zarr").rename(a.path)
+    with pytest.raises(DamagedStoreError, match="is another store than was joined"):
+        open_store(tmp_path / "all.zarr")
+
+
 def test_the_same_images_are_refused_twice(make_store, tmp_path):
     a = make_store(100)
     with pytest.raises(StoreError, match="holds the same images"):

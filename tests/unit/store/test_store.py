@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 import sys
+from contextlib import closing
 from importlib.resources import files
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 import zarr
 from thresher.store import format as f
-from thresher.store.errors import StoreError, UnfinishedStoreError
+from thresher.store.errors import DamagedStoreError, StoreError, UnfinishedStoreError
 from thresher.store.format import Site
 from thresher.store.layout import predicted_bytes
+from thresher.store.objects import open_objects
 from thresher.store.reader import open_store
 from thresher.store.shuffle import Permutation, mix
 from thresher.store.writer import create_store, resume_store, to_bfloat16, to_float16
@@ -169,6 +171,18 @@ def test_nothing_is_overwritten_unless_told_and_only_stores_ever(make_store, tmp
     assert (other / "chapter.txt").read_text() == "years of work"
 
 
+def test_a_store_that_another_process_writes_is_not_marked_for_replacement(make_store):
+    made = make_store(20)
+    arguments = {"keys": made.keys, "labels": made.labels, "overwrite": True}
+    before = sorted(made.path.rglob("*"))
+    with (
+        closing(open_objects(made.path).lock()),
+        pytest.raises(StoreError, match="is being written by another process"),
+    ):
+        create_store(made.path, made.spec, **arguments)
+    assert sorted(made.path.rglob("*")) == before  # a mark left there would have the next harvest remove it all
+
+
 def test_a_creation_that_was_killed_is_begun_anew(make_store):
     made = make_store(20)
     (made.path / "zarr.json").unlink()
@@ -221,6 +235,27 @@ def test_a_row_that_is_not_finite_is_an_error_unless_its_image_was_unreadable(ma
 def test_what_is_no_store_is_said_to_be_none(tmp_path, make, message):
     with pytest.raises(StoreError, match=message):
         open_store(make(tmp_path))
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", '{"zarr_format": 3, "node_type": "group", "attributes": {}}'])
+def test_a_store_that_lost_its_first_file_is_said_to_be_damaged_and_may_be_replaced(make_store, text):
+    made = make_store(20)
+    arguments = {"keys": made.keys, "labels": made.labels, "overwrite": True}
+    (made.path / f.GROUP_JSON).unlink()
+    if text is not None:
+        (made.path / f.GROUP_JSON).write_text(text)
+    with pytest.raises(DamagedStoreError, match=r"but the rest of a store is there\. Run `thresher verify`"):
+        open_store(made.path)
+    writer = create_store(made.path, made.spec, **arguments)
+    writer.close()
+    assert writer.pending == [0]
+
+
+def test_a_harvest_does_not_go_on_in_a_store_without_its_metadata_record(make_store):
+    made = make_store(20)
+    (made.path / f.METADATA_RECORD).unlink()
+    with pytest.raises(DamagedStoreError, match=r"metadata\.json is missing"):
+        resume_store(made.path, made.spec)
 
 
 def test_a_foreign_zarr_group_and_a_foreign_version_are_refused(make_store, tmp_path):
