@@ -139,6 +139,7 @@ def edge(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, debug: bool, **kwargs: Any) -> Any:
         try:
+            os.getcwd()  # where it is gone, torch's libraries end the process as they load
             with _sigterm_as_interrupt():
                 return function(*args, **kwargs)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
@@ -194,7 +195,12 @@ def _one_line(error: Exception) -> click.ClickException:
     if isinstance(error, OSError):
         return click.ClickException(_of_system(error))
     if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
-        return click.ClickException(f"out of memory: take a smaller --batch-size, or another --device. ({text[:200]})")
+        context = click.get_current_context(silent=True)
+        names = [parameter.opts[0] for parameter in context.command.params] if context is not None else []
+        sizes = [name for name in ("--batch-size", "--rows-per-chunk", "--block-rows") if name in names]
+        advice = f"take a smaller {' or '.join(sizes)}" if sizes else "free some"
+        device = ", or another --device" if "--device" in names else ""
+        return click.ClickException(f"out of memory: {advice}{device}. ({text[:200]})")
     return click.ClickException(f"this is a bug in thresher: {type(error).__name__}: {text} {_log(error)}")
 
 
@@ -211,11 +217,20 @@ def _log(error: Exception) -> str:
 
 
 def _of_system(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _is_somewhere():
+        return "the current directory does not exist any more: go to another."
     name = error.filename if error.filename is None or isinstance(error.filename, str) else os.fsdecode(error.filename)
     text = " ".join((error.strerror or str(error) or type(error).__name__).split()).removesuffix(".")
     if step := _NEXT_STEPS.get(error.errno or 0):
         text = f"{text}: {step}"
     return printable(f"{name}: {text}." if name else f"{text}.")
+
+
+def _is_somewhere() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def echo(text: str) -> None:

@@ -199,6 +199,12 @@ def _open_source(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str
     if not isinstance(source, str | os.PathLike):
         parts = [os.fspath(part) for part in source]
         if len(parts) != 1:
+            folders = [part for part in parts if Path(part).is_dir()]
+            if folders:
+                raise ValueError(
+                    f"{folders[0]} is a folder: of folders IMAGES takes one, and several tars. Name their common "
+                    "parent, or list the files in a CSV of path,label."
+                )
             return open_tars([tar for part in parts for tar in expand_tars(part)], f"{len(parts)} sources")
         source = parts[0]
     name = os.fspath(source)

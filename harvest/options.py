@@ -122,6 +122,8 @@ class HarvestOptions:
         for name, least in (("batch_size", 1), ("workers", 0), ("rows_per_chunk", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least {least}.")
+        if self.seed >= 1 << 63:
+            raise ValueError(f"seed is {self.seed}; it is below 2^63.")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit is {self.limit}; it is at least 1.")
         if not self.layer:

@@ -83,7 +83,8 @@ class TrainOptions:
         for name in ("warmup", "checkpoint_every", "eval_every", "eval_rows", "seed", "l1", "aux"):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be 0 or more")
         for name in ("expansion", "lr", "loader_memory"):
-            _require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "must be above 0")
+            _require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "must be above 0, and finite")
+        _require(self.seed < 1 << 63, "seed", self.seed, "must be below 2^63")
         _require(0 <= self.decay <= 1, "decay", self.decay, "is a share of the run, from 0 to 1")
         _require(self.aux_k is None or self.aux_k >= 1, "aux_k", self.aux_k, "must be at least 1")
         _require(self.layer is None or self.layer >= 0, "layer", self.layer, "is 0-based and must be 0 or more")

@@ -89,6 +89,24 @@ def test_every_error_is_one_line_and_a_status(error, status, text):
     assert "Traceback" in with_traceback.output
 
 
+def test_a_current_directory_that_is_gone_is_said_to_be(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    result = CliRunner().invoke(main, ["info", "s.zarr"])
+    assert result.output == "Error: the current directory does not exist any more: go to another.\n"
+    assert result.exit_code == 1
+
+
+def test_where_memory_runs_out_the_options_that_help_are_named(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise MemoryError("Unable to allocate 36 GiB")
+
+    monkeypatch.setattr("thresher.harvest.run.harvest", fail)
+    result = CliRunner().invoke(main, ["harvest", "images", str(tmp_path / "s.zarr")])
+    assert "out of memory: take a smaller --batch-size or --rows-per-chunk, or another --device." in result.output
+
+
 def test_a_result_is_json_with_null_for_nan_and_text_for_paths(tmp_path):
     import json
 

@@ -138,6 +138,13 @@ def test_a_file_of_no_known_kind_is_an_error(tmp_path):
         open_images(tmp_path / "list.parquet")
 
 
+def test_several_folders_are_an_error_that_says_what_to_give(tmp_path, pictures):
+    for name in ("a", "b"):
+        pictures.class_folders(tmp_path / name, n_per_class=1)
+    with pytest.raises(ValueError, match="a is a folder: of folders IMAGES takes one"):
+        open_images([tmp_path / "a", tmp_path / "b"])
+
+
 def test_a_remote_source_is_an_error():
     with pytest.raises(ValueError, match="local disks"):
         open_images("s3://bucket/part-000.tar")

@@ -18,6 +18,7 @@ from thresher.harvest.options import HarvestOptions
         ({"order": "sorted"}, "order is 'sorted'"),
         ({"batch_size": 0}, "batch_size is 0; it is at least 1"),
         ({"workers": -1}, "workers is -1"),
+        ({"seed": 1 << 63}, "it is below 2\\^63"),
         ({"limit": 0}, "limit is 0"),
         ({"layer": ()}, "no layer is given"),
         ({"layer": (3, 3)}, "names a layer twice"),
