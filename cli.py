@@ -232,7 +232,7 @@ def verify(store: str, repair: bool, images: tuple[str, ...], device: str, as_js
     if lines:
         echo(lines)
     if report.problems:
-        raise click.ClickException(results.of_damage(store, report))
+        raise click.ClickException(results.of_damage(store, report, was_repaired=repair))
 
 
 @main.command()

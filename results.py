@@ -70,10 +70,13 @@ def of_verification(store: str, report: "VerifyReport") -> str:
     return "\n".join(lines)
 
 
-def of_damage(store: str, report: "VerifyReport") -> str:
-    """One line on a store that is not whole."""
+def of_damage(store: str, report: "VerifyReport", *, was_repaired: bool) -> str:
+    """One line on a store that is not whole, with the next step where there is one."""
     n = len(report.problems)
-    return f"{store} is damaged: {n:,} problem{'s' if n > 1 else ''}; {_read(report)}."
+    line = f"{store} is damaged: {n:,} problem{'s' if n > 1 else ''}; {_read(report)}."
+    # Where a harvest did not finish, the problem itself says what to do.
+    is_repairable = not all("thresher harvest`" in problem.what for problem in report.problems)
+    return f"{line} Next: thresher verify {_word(store)} --repair" if is_repairable and not was_repaired else line
 
 
 def _read(report: "VerifyReport") -> str:

@@ -6,6 +6,8 @@ import pytest
 from thresher import results
 from thresher.harvest.run import HarvestResult
 from thresher.store.format import Site
+from thresher.store.part_check import Problem
+from thresher.store.verify import VerifyReport, verify_store
 from thresher.train.loop import TrainResult
 
 
@@ -61,3 +63,20 @@ def test_the_next_command_after_a_harvest_can_be_pasted():
     assert results.of_harvest(sites).splitlines()[-1] == "Next: thresher train 'my store.zarr' RUN --site resid_post"
     both = harvested(sites=[f"layers/{layer}/{site}/mean" for layer in (9, 10) for site in ("resid_pre", "mlp_out")])
     assert results.of_harvest(both).splitlines()[-1].endswith(" RUN --layer 10 --site resid_pre")
+
+
+def test_a_damaged_store_is_told_with_the_command_that_repairs_it_until_that_was_given():
+    report = VerifyReport(n_chunks=7, n_bytes=1000, problems=[Problem("rows/label", 0, (0, 9), "is missing")])
+    told = results.of_damage("s3://b/my store.zarr", report, was_repaired=False)
+    assert told.endswith(
+        "is damaged: 1 problem; 7 chunks, 1 kB read. Next: thresher verify 's3://b/my store.zarr' --repair"
+    )
+    again = results.of_damage("a.zarr", report, was_repaired=True)
+    assert again == "a.zarr is damaged: 1 problem; 7 chunks, 1 kB read."
+
+
+def test_an_unfinished_store_is_not_told_to_be_repaired(make_store):
+    path = make_store(130, windows=range(1)).path
+    told = results.of_damage(str(path), verify_store(path), was_repaired=False)
+    assert "is damaged: 1 problem; " in told
+    assert "--repair" not in told
