@@ -1,6 +1,6 @@
 """A store in a bucket whose every request is delayed, beside the same bucket without delay.
 
-    python tests/benchmarks/bench_bucket.py [--megabytes 400] [--chunks 2000] [--rounds 3]
+    python tests/benchmarks/bench_bucket.py [--quick] [--megabytes 400] [--chunks 2000] [--rounds 3]
 
 moto's S3 server on loopback, behind a proxy that answers repeated GETs from its memory (so that the server costs
 nothing) and adds the delay. Rounds take turns over the delays; figures are medians, CPU seconds are this process's.
@@ -124,11 +124,14 @@ def measure(proxy: FaultyS3, delay_s: float, found: dict[str, list[float]]) -> N
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--quick", action="store_true", help="little stores, one round")
 parser.add_argument("--megabytes", type=int, default=400, help="of the large store")
 parser.add_argument("--chunks", type=int, default=2000, help="of the store of many chunks")
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--delays-ms", type=float, nargs="+", default=[0, 20, 50])
 a = parser.parse_args()
+if a.quick:
+    a.megabytes, a.chunks, a.rounds, a.delays_ms = 20, 50, 1, [0, 20]
 n_rows = a.megabytes * 1_000_000 // (2 * WIDTH)
 large_bytes = n_rows * 2 * WIDTH
 

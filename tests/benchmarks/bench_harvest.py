@@ -55,15 +55,21 @@ def bare_s(model: str, pretrained: str, layer: int, n: int, batch: int) -> tuple
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few pictures of the embedded model, one round")
     parser.add_argument("--images", type=Path, help="a folder of pictures; by default noisy JPEGs of 341 x 256")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="one model of the table")
     arguments = parser.parse_args()
+    cases = CASES
+    if arguments.quick:
+        cases, arguments.rounds = (("quickstart", 4, 256, 64),), 1
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
     print(f"{'model':20} {'layer':>5} {'images':>6} {'bare/s':>8} {'harvest/s':>9} {'harvest/bare':>12} {'spread':>13}")
     with tempfile.TemporaryDirectory() as scratch:
-        images = arguments.images or made_up_images(Path(scratch) / "images", max(n for *_, n, _ in CASES[1:]))
-        for model, layer, n, batch in CASES:
+        images = arguments.images or made_up_images(
+            Path(scratch) / "images", max((n for *_, n, _ in cases[1:]), default=0)
+        )
+        for model, layer, n, batch in cases:
             if arguments.only not in (None, model):
                 continue
             bare, ours = [], []

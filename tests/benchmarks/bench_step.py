@@ -1,6 +1,6 @@
 """CPU time of one training step in units of the plain encoder matmul, ours beside plain autograd of the recipe.
 
-    python tests/benchmarks/bench_step.py [--d-in 1024] [--d-sae 16384] [--batch 1024] [--l0 64] [--rounds 5]
+    python tests/benchmarks/bench_step.py [--d-in 1024] [--d-sae 16384] [--batch 1024] [--l0 64] [--rounds 5] [--quick]
 
 Implementations take turns, one step a round, and each round times the matmul too, so that a busy machine slows all of
 them alike; the figures are medians of CPU seconds over both, summed over threads.
@@ -80,7 +80,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("d-in", 1024), ("d-sae", 16384), ("batch", 1024), ("l0", 64), ("k", 32), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--quick", action="store_true", help="a small SAE, one round")
     a = parser.parse_args()
+    if a.quick:
+        a.d_in, a.d_sae, a.batch, a.l0, a.rounds = 64, 1024, 128, 16, 1
     torch.manual_seed(0)
     x = torch.randn(a.batch, a.d_in)
     dead = torch.arange(0, a.d_sae, 10)
