@@ -45,7 +45,7 @@ def find_target(store: Objects, *, append: bool, overwrite: bool) -> Target:
         raise StoreError(f"{store} exists and is not a folder: name another STORE.")
     if store.local is not None and store.local.is_symlink() and not store.local.exists():
         raise StoreError(f"{store} is a link to nothing: make the folder that it names, or name another STORE.")
-    if store.exists(METADATA_RECORD) and not overwrite:
+    if store.exists(METADATA_RECORD) and not store.exists(CREATING) and not overwrite:
         read_group_attributes(store)  # says so where it is damaged
     is_taken = bool(store.names()) and not store.exists(GROUP_JSON) and not store.exists(CREATING)
     if is_taken and not overwrite:

@@ -16,11 +16,13 @@ from thresher.harvest.run import harvest
 from thresher.harvest.sites import capture
 from thresher.harvest.vision import load_tower
 from thresher.progress import Reporter
+from thresher.store import format as f
 from thresher.store.errors import StoreError
 from thresher.store.format import Site
 from thresher.store.objects import LocalFolder
 from thresher.store.reader import open_store
 from thresher.store.row_order import RowOrder
+from thresher.store.verify import verify_store
 from thresher.store.writer import WindowWriter
 
 
@@ -298,6 +300,14 @@ def test_a_damaged_store_and_a_link_to_nothing_are_told_before_the_model_is_load
         harvest(options(), folder, tmp_path / "s.zarr")
     with pytest.raises(StoreError, match="is a link to nothing"):
         harvest(options(), folder, tmp_path / "link.zarr")
+
+
+def test_a_harvest_that_was_killed_while_it_made_the_store_begins_anew(options, folder, tmp_path):
+    harvest(options(), folder, tmp_path / "s.zarr")
+    (tmp_path / "s.zarr" / "zarr.json").unlink()  # the last document that is written before the mark goes
+    (tmp_path / "s.zarr" / f.CREATING).touch()
+    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested > 0
+    assert verify_store(tmp_path / "s.zarr").problems == []
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_start(options, folder, tmp_path, monkeypatch):
