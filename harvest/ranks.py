@@ -109,7 +109,8 @@ class _Joined(Ranks):
         """
         if self._n_threads is None:
             if self.is_first:
-                given = int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0])
+                text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+                given = int(text) if text.isdecimal() else 1  # OpenMP too ignores what is no number
                 n_threads = _threads_of_a_fresh_process(given * self.n_local if given > 1 else None)
                 self._store.set("threads", str(n_threads))
             self._wait(lambda: self._store.check(["threads"]))

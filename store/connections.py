@@ -89,6 +89,9 @@ def _filesystem_options(scheme: str, retries: RetryPolicy) -> dict[str, Any]:
     options: dict[str, Any] = {"use_listings_cache": False}
     configured = conf.get(scheme, {})
     if scheme in ("s3", "s3a"):
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            if (endpoint := os.environ.get(name)) and not endpoint.startswith(("http://", "https://")):
+                raise ValueError(f"{name} is {endpoint!r}: it begins with http:// or https://")
         config = {
             "connect_timeout": retries.connect_timeout_s,
             "read_timeout": retries.read_timeout_s,

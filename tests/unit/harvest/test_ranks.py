@@ -146,6 +146,13 @@ def test_a_signal_is_told_by_the_first_alone(joined):
         raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("text", ["", "abc", "-2"])
+def test_threads_that_are_no_number_are_none_chosen(joined, monkeypatch, text):
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    monkeypatch.setattr("thresher.harvest.ranks._threads_of_a_fresh_process", lambda chosen: 7 if chosen is None else 0)
+    assert joined(1)[0].threads() == 7
+
+
 @pytest.mark.parametrize("each", [None, 3])
 def test_threads_are_those_that_one_process_would_take(joined, monkeypatch, each):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

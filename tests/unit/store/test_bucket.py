@@ -449,6 +449,13 @@ def test_a_mistake_of_this_program_is_not_blamed_on_the_service():
     assert not is_transient(TypeError("missing argument"))
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_endpoint_that_is_no_url_is_named(monkeypatch, name):
+    monkeypatch.setenv(name, "127.0.0.1:9000")
+    with pytest.raises(ValueError, match=f"{name} is '127.0.0.1:9000': it begins with http://"):
+        open_objects("s3://bucket/x").exists("zarr.json")
+
+
 def test_texts_lose_what_is_secret_in_urls():
     text = f'to "http://me:{SECRET}@host:1/a?X-Amz-Signature={SECRET}&b=1" and s3://{SECRET}@b/c'
     assert without_secrets(text) == 'to "http://host:1/a" and s3://b/c'
