@@ -1,10 +1,14 @@
 """A store in a bucket: what a writer and a reader ask of it, counted."""
 
+import threading
+import time
 from collections import Counter
+from contextlib import closing
 
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from thresher.store.batches import BatchReader
 from thresher.store.bucket import Bucket
 from thresher.store.errors import DamagedStoreError, StoreError
 from thresher.store.format import Site
@@ -108,6 +112,33 @@ def test_thumbnails_of_many_rows_are_asked_for_together(make_store, asked):
     assert store.thumbnails(rows) == want
     assert asked == {"read_many": 1, "objects": 3 * 4}  # a record, a blob and the offsets of windows 0, 1, 7 and 15
     assert store.thumbnails([]) == []
+
+
+def test_a_slow_bucket_is_asked_for_more_at_a_time_as_long_as_somebody_waits(make_store, monkeypatch):
+    made = make_store(4000, 4, place="memory://slow/x.zarr", rows_per_chunk=10, thumbnails=False)
+    array = open_store("memory://slow/x.zarr").activations()
+    read_many, mutex = Bucket.read_many, threading.Lock()
+    under_way = [0, 0]  # now, most
+
+    def slow(self, names):
+        with mutex:
+            under_way[0] += 1
+            under_way[1] = max(under_way)
+        time.sleep(0.03)
+        found = read_many(self, names)
+        with mutex:
+            under_way[0] -= 1
+        return found
+
+    monkeypatch.setattr(Bucket, "read_many", slow)
+    # Two buffers of 1,000 rows: 100 chunks each.
+    reader = BatchReader([array], batch_size=100, seed=0, memory_bytes=2 * 1000 * 8)
+    with closing(reader.batches(0, 40)) as batches:
+        shown = [batch.values[0].copy() for batch in batches]
+    assert 16 <= under_way[1] <= 64
+    (rows,) = made.rows.values()
+    known = {row.tobytes() for row in rows.astype(np.float16)}
+    assert {row.tobytes() for row in np.concatenate(shown)} <= known
 
 
 def test_what_is_kept_of_earlier_reads_is_not_asked_for_again(make_store, asked):
