@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .._version import __version__
 from ..progress import Reporter, format_bytes, format_rate, format_s
 from ..store.ahead import in_order
-from ..store.errors import StoreError
+from ..store.errors import MissingStoreError, StoreError
 from ..store.files import FolderLock, free_bytes
 from ..store.provenance import Provenance
 from ..store.reader import ActivationArray, ActivationStore, open_store
@@ -134,7 +134,13 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
 
     run = open_run(run_path)
     if options.store is None:
-        store = open_store(run.store_path, n_parts=run.n_store_parts)
+        try:
+            store = open_store(run.store_path, n_parts=run.n_store_parts)
+        except MissingStoreError:
+            raise StoreError(
+                f"{run_path} was trained on {run.store_path}, where there is no store any more: say where it is with "
+                "--store."
+            ) from None
         try:
             require_training_store(run, store)
         except StoreError as error:

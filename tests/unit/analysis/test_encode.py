@@ -165,6 +165,15 @@ def test_another_store_of_the_same_site_is_encoded_but_has_no_training_rows(make
         open_features(run.path).row_range("heldout")
 
 
+def test_a_store_that_was_moved_is_asked_for_and_known_where_it_is(make_store, make_run, tmp_path):
+    made = make_store()
+    run = make_run(made.path)
+    made.path.rename(tmp_path / "moved")
+    with pytest.raises(StoreError, match=r"was trained on .*, where there is no store any more: .* with --store"):
+        encode(run.path)
+    assert set(encode(run.path, EncodeOptions(store=str(tmp_path / "moved"))).quality) == {"train", "heldout", "all"}
+
+
 def test_a_store_that_was_replaced_is_refused_by_the_field_that_differs(make_store, make_run, tmp_path):
     first, second = make_store(), make_store(n=100, name="other.zarr", seed=5)
     run = make_run(first.path)
