@@ -24,6 +24,8 @@ import random
 import sys
 from collections import Counter
 
+from s3_on_loopback import end_with_parent
+
 _REASONS = {500: "Internal Server Error", 503: "Slow Down", 403: "Forbidden", 404: "Not Found"}
 _CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied", 404: "NoSuchKey"}
 
@@ -159,6 +161,7 @@ class Proxy:
 
 
 async def main() -> None:
+    end_with_parent()
     proxy = Proxy(int(sys.argv[1]))
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=1 << 20)
     print(server.sockets[0].getsockname()[1], flush=True)

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def s3_server() -> Iterator[S3]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, __file__, str(port)]
     with _running(command, stdout=subprocess.DEVNULL) as process:
         deadline_s = time.monotonic() + _START_S
         while True:
@@ -90,11 +91,31 @@ def faulty_s3(server: S3) -> Iterator[FaultyS3]:
 
 @contextmanager
 def _running(command: list[str], *, stdout: int) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         yield process
     finally:
         process.kill()
         process.wait(timeout=30)
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone: its end of the pipe is then closed."""
+
+    def wait() -> None:
+        sys.stdin.read()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    from moto.server import main
+
+    end_with_parent()
+    main(["-H", "127.0.0.1", "-p", sys.argv[1]])
