@@ -23,6 +23,7 @@ _RECORDS_AT_ONCE = 1024
 _CHUNKS_AT_ONCE = 32  # of an array that is read chunk by chunk, asked for together by one read ...
 _BYTES_AT_ONCE = 64 << 20  # ... unless they are large
 
+_BYTES_ANNOUNCED = 256 << 20  # that one read tells a disk of
 _CHUNKS_AHEAD = 2  # that a disk is told of, where a thread reads chunk after chunk: 0.54 to 0.75 GB/s from a cold disk
 
 _scratch = threading.local()
@@ -68,6 +69,7 @@ class ChunkReader:
         self.reads_in_place = objects.local is not None and self.codec.name == "none"
         """Whether a few rows can be read without the rest of their chunk."""
         self._checked, self._announced = bytearray(self.n_chunks), bytearray(self.n_chunks)
+        self._n_checked = 0  # one that two threads checked at once counts twice: only announcements depend on it
         # What the commit record of a chunk says, where chunks are read whole; size 0 before that was read.
         self._sizes = np.zeros(0 if self.reads_in_place else self.n_chunks, np.int64)
         self._crcs = np.zeros(0 if self.reads_in_place else self.n_chunks, np.uint32)
@@ -189,6 +191,8 @@ class ChunkReader:
 
     def _read_in_place(self, starts: Sequence[int], lengths: Sequence[int], out: NDArray[Any]) -> None:
         chunk_rows, row_bytes, files = self.chunk_rows, self.row_bytes, self._files
+        if len(starts) > 1:
+            self._announce_unchecked(starts)
         target = out.data.cast("B") if out.nbytes else memoryview(b"")
         at = 0
         for start, length in zip(starts, lengths, strict=True):
@@ -219,9 +223,11 @@ class ChunkReader:
         keep = False
         try:
             if not self._checked[chunk]:
-                self._check(chunk, name, descriptor)
+                got = self._check(chunk, name, descriptor, target, offset)
                 self._checked[chunk] = 1
-            got = os.preadv(descriptor, [target], offset)
+                self._n_checked += 1
+            else:
+                got = os.preadv(descriptor, [target], offset)
             with self._mutex:
                 keep = chunk not in self._files and len(self._files) < _OPEN_FILES
                 if keep:
@@ -230,6 +236,15 @@ class ChunkReader:
         finally:
             if not keep:
                 os.close(descriptor)
+
+    def _announce_unchecked(self, starts: Sequence[int]) -> None:
+        """Have the disk begin with the chunks of some runs that are read for the first time, since they are read whole.
+
+        On a disk that is not in the page cache yet this keeps its queue full: from 0.8 to 1.1 GB/s.
+        """
+        if self._n_checked < self.n_chunks:
+            new = [chunk for chunk in (start // self.chunk_rows for start in starts) if not self._checked[chunk]]
+            self._announce(new[: max(1, _BYTES_ANNOUNCED // max(1, self.chunk_rows * self.row_bytes))])
 
     def _announce(self, chunks: Iterable[int]) -> None:
         """Have the disk begin with chunks that are likely to be read next, and with their records."""
@@ -248,8 +263,11 @@ class ChunkReader:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
                 os.close(descriptor)
 
-    def _check(self, chunk: int, name: str, descriptor: int) -> None:
-        """Compare an open chunk file with its commit record, in memory that the thread uses again."""
+    def _check(self, chunk: int, name: str, descriptor: int, target: memoryview, offset: int) -> int:
+        """Compare an open chunk file with its commit record, in memory that the thread uses again.
+
+        `target` is filled from there, as by a read at `offset`.
+        """
         if getattr(_scratch, "checked", None) == (id(self), chunk - 1):
             self._announce(range(chunk + 1, min(chunk + 1 + _CHUNKS_AHEAD, self.n_chunks)))
         _scratch.checked = (id(self), chunk)
@@ -270,6 +288,9 @@ class ChunkReader:
                 raise DamagedStoreError(f"{self.objects}/{name} became shorter while in use. {VERIFY}")
             got += n
         unseal(data, int(record["crc32c"], 16), f"{self.objects}/{name}")
+        found = data[offset : offset + len(target)]
+        target[: len(found)] = found
+        return len(found)
 
     def _whole_chunks(self, chunks: Sequence[int]) -> list[NDArray[Any]]:
         """Chunks that are kept from earlier reads, or loaded now and kept for later ones."""
