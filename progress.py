@@ -3,7 +3,7 @@
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -16,6 +16,9 @@ class Task(Protocol):
 
     def advance(self, n: int = 1, **fields: object) -> None:
         """Count `n` more units done; `fields` are shown beside the bar (`l0=26.1`)."""
+
+    def show_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Show a table below the bar, a line for each of `rows`, whose keys are the columns."""
 
 
 class Reporter:
@@ -35,6 +38,9 @@ class Reporter:
 
 class _SilentTask:
     def advance(self, n: int = 1, **fields: object) -> None:
+        pass
+
+    def show_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
         pass
 
 
@@ -119,6 +125,9 @@ class _Counter:
 
 
 class _BarTask(_Counter):
+    def show_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
+        self._progress.update(self._id, shown="; ".join(_shown(dict(row)) for row in rows))  # type: ignore[attr-defined]
+
     def __init__(self, progress: object, name: str, total: int, unit: str, done: int) -> None:
         super().__init__(name, total, unit, done)
         self._progress = progress
@@ -144,6 +153,9 @@ class _PlainTask(_Counter):
         if time.monotonic() - self._last_s >= _PLAIN_LINE_EVERY_S:
             self._last_s = time.monotonic()
             self._line(self.left)
+
+    def show_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
+        self._shown = "; ".join(_shown(dict(row)) for row in rows)
 
     def close(self) -> None:
         self._line("done" if self.done >= self.total else "stopped")

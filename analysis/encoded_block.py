@@ -42,7 +42,7 @@ def encode_block(
         host = array.tensor(rows).float()  # (n, d_in)
         x = host.to(sae.device)
         f = sae.encode_sparse(x, tile=tile_features)
-        x_hat = sae.decode_sparse(f)
+        x_hat = sae.decode_sparse(f, x)
         sse = (x_hat - x).square().sum(dim=1)
         dot = (x_hat * x).sum(dim=1)
         x_hat_norm = x_hat.norm(dim=1)

@@ -214,7 +214,10 @@ def _random_dictionary(sae: "SparseAutoencoder", seed: int) -> "SparseAutoencode
     directions = torch.nn.functional.normalize(torch.randn(sae.d_sae, sae.d_in, generator=generator), dim=1)
     no_bias = torch.zeros(sae.d_sae), torch.zeros(sae.d_in)
     return TopKSae(
-        directions, no_bias[0], directions, no_bias[1], sae.input_mean, sae.input_scale, k=sae.settings()["k"]
+        *(directions, no_bias[0], directions, no_bias[1]),
+        k=sae.settings()["k"],
+        input_mean=sae.input_mean,
+        input_scale=sae.input_scale,
     )
 
 

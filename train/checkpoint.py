@@ -1,7 +1,7 @@
 """The checkpoint of a run: all that a step depends on, in one file that is whole or not there.
 
-Nothing is drawn at random after the first weights, and the loader's place is the step, so weights, Adam's moments, the
-dead counters, the input scaling and the step are the whole state.
+What is drawn at random after the first weights follows from the seed and the step, and the loader's place is the step,
+so weights, Adam's moments, the dead counters, the scaling, the adapting coefficient and the step are the whole state.
 """
 
 import json
@@ -18,6 +18,7 @@ from ..store.errors import DamagedStoreError
 from ..store.files import sync_folder
 from .models import SparseAutoencoder
 from .optimiser import UnitNormAdam
+from .penalty import SparsityPenalty
 
 _METADATA_KEY = "thresher"
 _FORMAT_VERSION = 1
@@ -33,6 +34,8 @@ class TrainingState:
         Weights and the optimiser's moments.
     rows_since_fired
         `(d_sae,)` int64: training rows since each feature was last active.
+    penalty
+        The coefficient of the sparsity penalty.
     step
         Steps taken.
     """
@@ -40,16 +43,15 @@ class TrainingState:
     sae: SparseAutoencoder
     adam: UnitNormAdam
     rows_since_fired: Tensor
+    penalty: SparsityPenalty
     step: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of it by name; the weights feature-major, as they are held."""
-        names = ("encoder", "b_enc", "decoder", "b_dec")
         return {
-            **{f"sae.{name}": tensor for name, tensor in zip(names, self.sae.parameters(), strict=True)},
-            "sae.input_mean": self.sae.input_mean,
-            "sae.input_scale": self.sae.input_scale,
+            **{f"sae.{name}": tensor for name, tensor in self.sae.held().items()},
             **self.adam.tensors(),
+            **self.penalty.tensors(),
             "rows_since_fired": self.rows_since_fired,
         }
 

@@ -18,33 +18,61 @@ from .run_dir import Run, check_same
 
 def choose_site(store: ActivationStore, options: TrainOptions) -> Site:
     """The one site of the store that `layer`, `site` and `token` allow; `StoreError` lists them otherwise."""
+    return _one_site(store, options.layer, options.site, options.token, ("--layer", "--site", "--token"))
+
+
+def choose_target(store: ActivationStore, options: TrainOptions, source: Site) -> Site | None:
+    """What a transcoder reconstructs: as `to_layer` and `to_site` say, else as the site it reads; None of an SAE."""
+    if not options.is_transcoder:
+        return None
+    layer = source.layer if options.to_layer is None else options.to_layer
+    target = _one_site(
+        store, layer, options.to_site or source.site, source.token, ("--to-layer", "--to-site", "--token")
+    )
+    if target == source:
+        raise ValueError(f"{source} is what is read: a transcoder reconstructs another layer or site.")
+    return target
+
+
+def _one_site(
+    store: ActivationStore, layer: int | None, site: str | None, token: str | None, flags: tuple[str, str, str]
+) -> Site:
     fits = [
-        site
-        for site in store.sites
-        if options.layer in (None, site.layer)
-        and options.site in (None, site.site)
-        and options.token in (None, site.token)
+        each
+        for each in store.sites
+        if layer in (None, each.layer) and site in (None, each.site) and token in (None, each.token)
     ]
     if len(fits) == 1:
         return fits[0]
-    held = "; ".join(str(site) for site in store.sites)
+    held = "; ".join(str(each) for each in store.sites)
     if fits:
-        raise StoreError(f"{store.url} holds several sites ({held}): say which with --layer, --site or --token.")
-    named = (("--layer", options.layer), ("--site", options.site), ("--token", options.token))
-    asked = " ".join(f"{flag} {value}" for flag, value in named if value is not None)
+        raise StoreError(
+            f"{store.url} holds several sites ({held}): say which with {', '.join(flags[:2])} or {flags[2]}."
+        )
+    asked = " ".join(
+        f"{flag} {value}" for flag, value in zip(flags, (layer, site, token), strict=True) if value is not None
+    )
     raise StoreError(f"{store.url} does not hold the site asked for ({asked}); it holds {held}.")
 
 
 def describe_run(
-    options: TrainOptions, store: ActivationStore, site: Site, run_path: Path, d_sae: int, plan: LoadingPlan
+    options: TrainOptions,
+    store: ActivationStore,
+    site: Site,
+    run_path: Path,
+    d_sae: int,
+    plan: LoadingPlan,
+    target: Site | None = None,
 ) -> dict[str, Any]:
     """Everything of config.json but its format."""
+    transcoder = {"target_site": target.path, "d_out": store.activations(target).d_in} if target else {}
     return {
         "options": options.to_json(),
         "site": site.path,
         "layer": site.layer,
         "d_in": store.activations(site).d_in,
         "d_sae": d_sae,
+        **transcoder,
         "steps": options.steps,
         "passes": options.steps * options.batch_size / store.split("train")[1],
         "train_positions": list(store.split("train")),

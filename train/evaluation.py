@@ -1,4 +1,4 @@
-"""The numbers of an SAE on a range of stored rows."""
+"""The numbers of an SAE, or of a transcoder, on a range of stored rows."""
 
 from contextlib import closing
 
@@ -11,13 +11,22 @@ _BATCH = 1024
 _AHEAD = 7  # batches read while one is evaluated, for stores in buckets
 
 
-def evaluate(sae: SparseAutoencoder, activations: ActivationArray, start: int, stop: int) -> ReconstructionResult:
-    """Reconstruction and sparsity on positions `[start, stop)`, in a memory that does not grow with them."""
-    metrics = ReconstructionMetrics(sae.d_in, sae.d_sae)
+def evaluate(
+    sae: SparseAutoencoder, activations: ActivationArray, start: int, stop: int, target: ActivationArray | None = None
+) -> ReconstructionResult:
+    """Reconstruction and sparsity on positions `[start, stop)`, in a memory that does not grow with them.
+
+    Parameters
+    ----------
+    target
+        What a transcoder reconstructs; by default what is read.
+    """
+    metrics = ReconstructionMetrics(sae.d_out, sae.d_sae)
     batches = [(first, min(stop, first + _BATCH)) for first in range(start, stop, _BATCH)]
-    with closing(in_order(lambda batch: activations.read_positions(*batch), batches, _AHEAD)) as read:
+    arrays = [activations] if target is None else [activations, target]
+    with closing(in_order(lambda batch: [a.read_positions(*batch) for a in arrays], batches, _AHEAD)) as read:
         for stored in read:
-            x = activations.tensor(stored).to(sae.device).float()
+            x, *rest = [a.tensor(v).to(sae.device).float() for a, v in zip(arrays, stored, strict=True)]
             f = sae.encode_sparse(x)
-            metrics.update(x, sae.decode_sparse(f), f)
+            metrics.update(rest[0] if rest else x, sae.decode_sparse(f, x), f)
     return metrics.result()

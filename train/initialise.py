@@ -4,32 +4,66 @@ Shapes: n rows, d_in inputs, d_sae features.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .models import ReluSae, SparseAutoencoder, TopKSae
+from .models import (
+    BatchTopKSae,
+    GatedSae,
+    JumpReluSae,
+    MatryoshkaSae,
+    ReluSae,
+    SparseAutoencoder,
+    TopKSae,
+)
 from .options import TrainOptions
 
 _MEDIAN_TOLERANCE = 1e-9  # relative step of Weiszfeld's iteration; float64 rounding of a sum of 15,360 terms is 1e-14
 _MEDIAN_ITERATIONS = 1000
 
 
-def new_sae(options: TrainOptions, d_in: int) -> SparseAutoencoder:
+def new_sae(options: TrainOptions, d_in: int, d_out: int | None = None) -> SparseAutoencoder:
     """An SAE of random weights under `options.seed`, biases zero, input not scaled, on the CPU in float32.
 
     The draws are torch's `kaiming_uniform_` as the post called it: bound sqrt(6 / fan_in), where torch takes the
-    second dimension for fan_in: d_sae for W_enc `(d_in, d_sae)`, d_in for W_dec, whose rows then get unit norm.
+    second dimension for fan_in: d_sae for W_enc `(d_in, d_sae)`, d_out for W_dec, whose rows then get unit norm. The
+    encoder of a transcoder is always drawn independently of its decoder.
+
+    Parameters
+    ----------
+    d_out
+        Width of the other site, of a transcoder.
     """
-    d_sae = options.d_sae(d_in)
+    d_sae, is_transcoder = options.d_sae(d_in), options.is_transcoder
+    d_out = d_in if d_out is None else d_out
     generator = torch.Generator().manual_seed(options.seed)
     encoder = _kaiming_uniform(d_in, d_sae, generator).T.contiguous()  # (d_sae, d_in)
-    decoder = _kaiming_uniform(d_sae, d_in, generator)
+    decoder = _kaiming_uniform(d_sae, d_out, generator)
     decoder /= decoder.norm(dim=1, keepdim=True)
-    if options.encoder_init == "transpose":
+    if options.encoder_init == "transpose" and not is_transcoder:
         encoder = decoder.clone()
-    weights = (encoder, torch.zeros(d_sae), decoder, torch.zeros(d_in))
-    return TopKSae(*weights, k=options.k) if options.variant == "topk" else ReluSae(*weights)
+    weights = (encoder, torch.zeros(d_sae), decoder, torch.zeros(d_out))
+    shared: dict[str, Any] = {"layer_norm": options.normalize == "layer-norm"}
+    if is_transcoder:
+        shared |= {"centres_input": False, "output_mean": torch.zeros(d_out), "output_scale": torch.ones(d_out)}
+    match options.variant:
+        case "relu":
+            return ReluSae(*weights, **shared)
+        case "topk":
+            return TopKSae(*weights, k=options.k, **shared)
+        case "batchtopk":
+            return BatchTopKSae(*weights, k=options.k, **shared)
+        case "matryoshka":
+            return MatryoshkaSae(*weights, k=options.k, prefixes=options.prefixes(d_sae), **shared)
+        case "jumprelu":
+            return JumpReluSae(
+                *weights, log_threshold=torch.full((d_sae,), math.log(options.initial_threshold)), **shared
+            )
+        case "gated":
+            return GatedSae(*weights, r_mag=torch.zeros(d_sae), b_mag=torch.zeros(d_sae), **shared)
+    raise ValueError(f"variant {options.variant!r} is unknown")
 
 
 def _kaiming_uniform(n_out: int, fan_in: int, generator: torch.Generator) -> Tensor:
@@ -45,8 +79,8 @@ def input_scaling(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     x
         `(n, d_in)` sample of the training rows.
     kind
-        `none`; `standardize`: each coordinate to mean 0 and standard deviation 1; `expected-norm`: no shift, the mean
-        norm of a row to sqrt(d_in).
+        `none` or `layer-norm` (which is no constant): neither; `standardize`: each coordinate to mean 0 and standard
+        deviation 1; `expected-norm`: no shift, the mean norm of a row to sqrt(d_in).
     """
     x = x.double().cpu()
     d_in = x.shape[1]

@@ -24,8 +24,8 @@ class BatchLoader:
 
     Parameters
     ----------
-    activations
-        The stored vectors of one site.
+    arrays
+        The stored vectors of one or several sites of a store.
     batch_size, seed
         Of the order.
     device
@@ -40,7 +40,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        activations: ActivationArray,
+        arrays: Sequence[ActivationArray],
         *,
         batch_size: int,
         seed: int,
@@ -50,42 +50,50 @@ class BatchLoader:
         rank: int = 0,
         n_ranks: int = 1,
     ) -> None:
-        self._activations, self._device = activations, device
-        self._reader = BatchReader(
-            [activations],
+        self._arrays, self._device = list(arrays), device
+        self._reader = self._make_reader(
             batch_size=batch_size,
             seed=seed,
-            rank=rank,
-            n_ranks=n_ranks,
             memory_bytes=memory_bytes,
             plan=plan,
-            allocate=allocator(device),
+            rank=rank,
+            n_ranks=n_ranks,
         )
         self.n_rows = self._reader.n_rows
         self.plan = self._reader.plan
+        # Of whole batches, of which `_reader` may give a share.
+        self._whole = self._reader
+        if n_ranks > 1:
+            self._whole = self._make_reader(batch_size=batch_size, seed=seed, plan=self.plan)
+
+    def _make_reader(self, **settings: Any) -> BatchReader:
+        return BatchReader(self._arrays, allocate=allocator(self._device), **settings)
 
     def positions(self, step: int) -> NDArray[np.int64]:
-        """Positions of the rows of batch `step`, in their order."""
-        return self._reader.read(step).positions()
+        """Positions of the rows of batch `step`, of every rank, in their order."""
+        return self._whole.read(step).positions()
 
-    def read(self, step: int) -> Tensor:
-        """Batch `step`, `(batch_size, d_in)` float32 on the device."""
-        return self._host(self._reader.read(step).values[0]).to(self._device).float()
+    def read(self, step: int) -> list[Tensor]:
+        """Batch `step`, of every rank: `(batch_size, d_in)` float32 on the device, one an array."""
+        return [values.to(self._device) for values in self._host(self._whole.read(step))]
 
-    def sample(self, n: int) -> Tensor:
-        """The first `n` rows of the stream, each once, or all where fewer: `(n, d_in)` float32, on the CPU."""
-        n, batch = min(n, self.n_rows), self._reader.batch_size
-        steps = self._reader.batches(0, -(-n // batch))
-        return torch.cat([self._host(batch.values[0]).float() for batch in steps])[:n]
+    def sample(self, n: int, step: int = 0) -> list[Tensor]:
+        """The first `n` rows of the stream from a step on: `(n, d_in)` float32 on the CPU, one an array.
 
-    def batches(self, first: int, stop: int) -> Generator[Tensor, None, None]:
-        """Batches `first` to `stop`, read ahead. Close the iterator to end the reading."""
+        At most those of one pass, so that each comes once.
+        """
+        n, batch = min(n, self.n_rows), self._whole.batch_size
+        read = list(map(self._host, self._whole.batches(step, step - (-n // batch))))
+        return [torch.cat(parts)[:n] for parts in zip(*read, strict=True)]
+
+    def batches(self, first: int, stop: int) -> Generator[list[Tensor], None, None]:
+        """Batches `first` to `stop`, this rank's share, read ahead. Close the iterator to end the reading."""
         with closing(self._reader.batches(first, stop)) as batches:
-            for _, values in on_device(batches, [self._activations], self._device):
-                yield values.pop()
+            for _, values in on_device(batches, self._arrays, self._device):
+                yield values
 
-    def _host(self, values: NDArray[Any]) -> Tensor:
-        return self._activations.tensor(values)
+    def _host(self, batch: Batch) -> list[Tensor]:
+        return [array.tensor(values).float() for array, values in zip(self._arrays, batch.values, strict=True)]
 
 
 def on_device(

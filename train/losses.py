@@ -3,7 +3,7 @@
 Shapes: n rows of a batch, d inputs, m dead features. Everything is in the SAE's scaled input space z.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class Term:
     gradient: Tensor
 
 
-def normalised_squared_error(residual: Tensor, z: Tensor) -> Term:
+def normalised_squared_error(residual: Tensor, z: Tensor, n_total: int) -> Term:
     """Mean over rows and coordinates of (z_hat - z)^2 / ||z_row||_2: what the post trains on.
 
     The norm, not its square. A row of norm zero has no such error: it gets weight 0.
@@ -28,37 +28,42 @@ def normalised_squared_error(residual: Tensor, z: Tensor) -> Term:
     ----------
     residual
         `(n, d)`, z_hat - z.
+    n_total
+        Rows that the mean is over; those that are not given are scored elsewhere.
     """
     norm = z.norm(dim=1, keepdim=True)
-    weight = torch.where(norm > 0, 1 / (norm * residual.numel()), 0.0)  # (n, 1)
+    weight = torch.where(norm > 0, 1 / (norm * (n_total * residual.shape[1])), 0.0)  # (n, 1)
     weighted = residual * weight
     return Term((weighted * residual).sum(), weighted.mul_(2))
 
 
-def squared_error(residual: Tensor) -> Term:
+def squared_error(residual: Tensor, n_total: int) -> Term:
     """Mean over rows and coordinates of (z_hat - z)^2, without a normaliser: Gao et al.'s L for an input of unit scale.
 
     Parameters
     ----------
-    residual
-        `(n, d)`, z_hat - z.
+    residual, n_total
+        As in `normalised_squared_error`.
     """
-    return Term(residual.square().mean(), residual * (2 / residual.numel()))
+    count = n_total * residual.shape[1]
+    return Term(residual.square().sum() / count, residual * (2 / count))
 
 
 @dataclass(frozen=True, slots=True)
 class DeadTerm:
     """What a loss over the dead features gives: its value and its gradients.
 
-    `pre` (n, m) is with respect to their pre-activations, `decoder` (m, d) to their decoder rows.
+    `pre` (n, m) is with respect to their pre-activations, `decoder` (m, d) to their decoder rows (None where the term
+    does not depend on them), `others` to vectors of the variant, (m,) each, by name.
     """
 
     value: Tensor
     pre: Tensor
-    decoder: Tensor
+    decoder: Tensor | None
+    others: dict[str, Tensor] = field(default_factory=dict)
 
 
-def ghost_gradients(pre: Tensor, decoder: Tensor, residual: Tensor, z: Tensor) -> DeadTerm:
+def ghost_gradients(pre: Tensor, decoder: Tensor, residual: Tensor, z: Tensor, n_total: int) -> DeadTerm:
     """The post's ghost term: dead features, with exp for their activation, are taught the residual.
 
     r = z - z_hat, g = exp(pre) decoder, scaled row by row to half the norm of r; the error (g - r)^2 / ||r_row|| is
@@ -71,7 +76,10 @@ def ghost_gradients(pre: Tensor, decoder: Tensor, residual: Tensor, z: Tensor) -
         `(n, m)` and `(m, d)`, of the dead features.
     residual, z
         `(n, d)`: z_hat - z, and z.
+    n_total
+        As in `normalised_squared_error`.
     """
+    count = n_total * residual.shape[1]
     activation = pre.exp()  # (n, m)
     ghost = activation @ decoder  # (n, d)
     norm_r = residual.norm(dim=1, keepdim=True)  # (n, 1)
@@ -81,12 +89,12 @@ def ghost_gradients(pre: Tensor, decoder: Tensor, residual: Tensor, z: Tensor) -
     error = difference.square() * per_norm_r
     norm_z = z.norm(dim=1, keepdim=True)
     scale = residual.square() * torch.where(norm_z > 0, 1 / norm_z, 0.0) / (error + _GHOST_EPS)
-    d_ghost = scale * difference * (2 * per_norm_r * half / residual.numel())  # (n, d)
+    d_ghost = scale * difference * (2 * per_norm_r * half / count)  # (n, d)
     d_pre = (d_ghost @ decoder.T).mul_(activation)
-    return DeadTerm((scale * error).mean(), d_pre, activation.T @ d_ghost)
+    return DeadTerm((scale * error).sum() / count, d_pre, activation.T @ d_ghost)
 
 
-def auxk(pre: Tensor, decoder: Tensor, residual: Tensor, k: int, coefficient: float) -> DeadTerm:
+def auxk(pre: Tensor, decoder: Tensor, residual: Tensor, k: int, coefficient: float, n_total: int) -> DeadTerm:
     """Gao et al.'s AuxK: the k largest dead features of a row, through relu, are taught the residual.
 
     coefficient x mean over rows and coordinates of (e_hat - e)^2, e = z - z_hat a constant, e_hat without the bias
@@ -98,12 +106,33 @@ def auxk(pre: Tensor, decoder: Tensor, residual: Tensor, k: int, coefficient: fl
         As in `ghost_gradients`.
     k
         Dead features used a row; all of them where there are fewer.
+    n_total
+        As in `normalised_squared_error`.
     """
+    count = n_total * residual.shape[1]
     activation = pre.relu()  # (n, m)
     if k < activation.shape[1]:
         value, feature = activation.topk(k, dim=1, sorted=False)
         activation = torch.zeros_like(activation).scatter_(1, feature, value)
     difference = activation @ decoder + residual  # e_hat - e
-    d_hat = difference * (2 * coefficient / residual.numel())
+    d_hat = difference * (2 * coefficient / count)
     d_pre = torch.where(activation > 0, d_hat @ decoder.T, 0.0)
-    return DeadTerm(coefficient * difference.square().mean(), d_pre, activation.T @ d_hat)
+    return DeadTerm(coefficient * difference.square().sum() / count, d_pre, activation.T @ d_hat)
+
+
+def too_low(pre: Tensor, log_threshold: Tensor, decoder: Tensor, coefficient: float, n_total: int) -> DeadTerm:
+    """The pre-activation loss of JumpReLU: dead features are lifted towards their thresholds, wherever they are below.
+
+    coefficient x mean over rows of sum over the dead of relu(threshold_k - pre_k) ||W_dec_k||; the norm, 1 under
+    unit-norm decoders, is a constant to the gradient (Conerly et al. 2025, "Circuits updates: January").
+
+    Parameters
+    ----------
+    pre, log_threshold, decoder
+        `(n, m)`, `(m,)` and `(m, d)`, of the dead features.
+    """
+    weight = decoder.norm(dim=1) * (coefficient / n_total)  # (m,)
+    threshold = log_threshold.exp()
+    below = threshold - pre  # (n, m)
+    d_below = torch.where(below > 0, weight, 0.0)
+    return DeadTerm((below.relu() @ weight).sum(), -d_below, None, {"log_threshold": d_below.sum(0) * threshold})

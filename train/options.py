@@ -5,14 +5,35 @@ from typing import Any
 
 from ..options import option
 
-VARIANTS = ("topk", "relu")
+VARIANTS = ("topk", "relu", "batchtopk", "matryoshka", "jumprelu", "gated")
+ERRORS = ("normalized", "mse")
+SCHEDULES = ("linear", "cosine", "constant")
+DEAD_REMEDIES = ("none", "ghost", "auxk", "preact", "resample")
 B_DEC_INITS = ("zero", "mean", "geometric-median")
 ENCODER_INITS = ("transpose", "independent")
-NORMALISATIONS = ("none", "standardize", "expected-norm")
+NORMALISATIONS = ("none", "standardize", "expected-norm", "layer-norm")
 PRECISIONS = ("fp32", "bf16")
 
-VARIANT_OF = {"l1": "relu", "ghost_grads": "relu", "k": "topk", "aux": "topk", "aux_k": "topk"}
-"""The options that one variant alone has, and which."""
+_TOPK, _PENALISED = ("topk", "batchtopk", "matryoshka"), ("relu", "gated", "jumprelu")
+VARIANTS_OF = {
+    "k": _TOPK,
+    "groups": ("matryoshka",),
+    "l1": ("relu", "gated"),
+    "l0_penalty": ("jumprelu",),
+    "target_l0": _PENALISED,
+    "sparsity_warmup": _PENALISED,
+    "decoder_norm": ("relu",),
+    "bandwidth": ("jumprelu",),
+    "initial_threshold": ("jumprelu",),
+}
+"""The variants that have an option, of those that not all have."""
+
+REMEDIES_OF = {"aux": ("auxk", "preact"), "aux_k": ("auxk",), "resample_every": ("resample",)}
+"""The remedies for dead features that have an option."""
+
+# What a variant's paper does, where the user does not say.
+_USUAL_ERROR = {"relu": "normalized"}
+_USUAL_REMEDY = {"topk": "auxk", "batchtopk": "auxk", "matryoshka": "auxk", "jumprelu": "preact", "gated": "resample"}
 
 # What may differ between a run and its resumption: nothing here changes a weight. (Another device changes their last
 # bits, as another machine does.)
@@ -36,28 +57,71 @@ class TrainOptions:
     )
     variant: str = option("Kind of SAE.", default="topk", choices=VARIANTS)
     expansion: float = option("Features per input dimension: d_sae = expansion x d_in.", default=16.0)
-    l1: float = option("Coefficient of the L1 penalty (variant relu).", default=8e-5)
-    k: int = option("Features kept a row (variant topk).", default=32)
+    k: int = option("Features kept a row (topk), or as a mean over a batch (batchtopk, matryoshka).", default=32)
+    groups: int = option(
+        "Nested prefixes (variant matryoshka): each is twice as long as the one before, the last has all features.",
+        default=5,
+    )
+    l1: float = option("Coefficient of the L1 penalty (variants relu, gated).", default=8e-5)
+    l0_penalty: float = option("Coefficient of the L0 penalty (variant jumprelu).", default=1e-3)
+    target_l0: float | None = option(
+        "Mean L0 to hold by adapting the penalty's coefficient, which then only starts as given (variants relu, gated, "
+        "jumprelu).",
+        default=None,
+    )
+    sparsity_warmup: int = option("Steps over which the penalty's coefficient rises from 0.", default=0)
+    decoder_norm: bool = option(
+        "Weigh each feature's L1 by the norm of its decoder row, which then is free (variant relu).", default=False
+    )
+    bandwidth: float = option("Width of the kernel that trains thresholds (variant jumprelu).", default=0.05)
+    initial_threshold: float = option("Where thresholds start (variant jumprelu).", default=0.01)
+    error: str | None = option(
+        "Reconstruction error: squared, or squared over the row's norm as in the post; by default that of the post "
+        "for relu.",
+        default=None,
+        choices=ERRORS,
+    )
+    to_layer: int | None = option(
+        "Layer (0-based) to reconstruct in place of the one read: a transcoder.", default=None
+    )
+    to_site: str | None = option("Site to reconstruct in place of the one read: a transcoder.", default=None)
     lr: float = option("Peak learning rate of Adam.", default=4e-4)
     warmup: int = option("Steps of linear warm-up.", default=500)
-    decay: float = option("Share of the run, at its end, over which the rate falls linearly to zero.", default=0.2)
+    schedule: str = option("How the rate falls over the last --decay of the run.", default="linear", choices=SCHEDULES)
+    decay: float = option("Share of the run, at its end, over which the rate falls to zero.", default=0.2)
+    beta1: float = option("Adam's decay of the mean gradient.", default=0.9)
+    beta2: float = option("Adam's decay of the mean squared gradient.", default=0.999)
+    weight_decay: float = option("Weight decay: above 0 the optimiser is AdamW.", default=0.0)
+    clip_norm: float = option("Norm that the gradients are scaled down to; 0 for never.", default=0.0)
     batch_size: int = option("Rows a step.", default=1024)
     rows: int = option("Training rows, counted with repeats; rounded down to whole batches.", default=2_621_440)
-    seed: int = option("Seed of the initial weights and of the order of the rows.", default=0)
+    seed: int = option(
+        "Seed of the initial weights, and of the order of the rows unless --order-seed is given.", default=0
+    )
+    order_seed: int | None = option("Seed of the order of the rows.", default=None)
+    micro_batch_size: int | None = option(
+        "Rows taken at once: a step adds up the gradients of its batch, the same at any size. By default as many as "
+        "256 MB of pre-activations hold.",
+        default=None,
+    )
     b_dec_init: str = option("Where the decoder bias starts.", default="mean", choices=B_DEC_INITS)
     encoder_init: str = option(
         "Encoder at the decoder's transpose, or drawn independently of it.", default="transpose", choices=ENCODER_INITS
     )
     normalize: str = option(
-        "Scaling of the input, part of the SAE: each coordinate to mean 0 and deviation 1, or the mean norm to "
-        "sqrt(d_in).",
+        "Scaling of the input, part of the SAE: each coordinate to mean 0 and deviation 1; the mean norm to "
+        "sqrt(d_in); or each row to mean 0 and deviation 1.",
         default="standardize",
         choices=NORMALISATIONS,
     )
-    ghost_grads: bool = option(
-        "Give dead features ghost gradients (variant relu).", default=False, flag="--ghost-grads/--no-ghost-grads"
+    dead_remedy: str | None = option(
+        "What revives dead features: the post's ghost gradients, AuxK, JumpReLU's pre-activation loss, Anthropic's "
+        "resampling; by default that of the variant's paper (relu: none).",
+        default=None,
+        choices=DEAD_REMEDIES,
     )
-    aux: float = option("Coefficient of the AuxK loss of dead features (variant topk); 0 for none.", default=1 / 32)
+    aux: float = option("Coefficient of AuxK, or of the pre-activation loss.", default=1 / 32)
+    resample_every: int = option("Steps between resamplings (--dead-remedy resample).", default=2500)
     aux_k: int | None = option(
         "Dead features that AuxK uses a row; by default the power of two nearest d_in / 2.", default=None
     )
@@ -78,14 +142,23 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         self._check_choices()
-        for name in ("rows", "batch_size", "k", "log_every", "dead_after_rows"):
+        for name in ("rows", "batch_size", "k", "groups", "log_every", "dead_after_rows", "resample_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        for name in ("warmup", "checkpoint_every", "eval_every", "eval_rows", "seed", "l1", "aux"):
+        for name in (
+            *("warmup", "checkpoint_every", "eval_every", "eval_rows", "seed", "l1", "l0_penalty", "aux"),
+            *("sparsity_warmup", "weight_decay", "clip_norm"),
+        ):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be 0 or more")
-        for name in ("expansion", "lr", "loader_memory"):
+        for name in ("expansion", "lr", "loader_memory", "bandwidth", "initial_threshold"):
             _require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "must be above 0, and finite")
         _require(self.seed < 1 << 63, "seed", self.seed, "must be below 2^63")
         _require(0 <= self.decay <= 1, "decay", self.decay, "is a share of the run, from 0 to 1")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be from 0 to below 1")
+        for name in ("target_l0", "micro_batch_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "must be at least 1")
+        _require(self.order_seed is None or 0 <= self.order_seed < 1 << 63, "order_seed", self.order_seed, "is a seed")
         _require(self.aux_k is None or self.aux_k >= 1, "aux_k", self.aux_k, "must be at least 1")
         _require(self.layer is None or self.layer >= 0, "layer", self.layer, "is 0-based and must be 0 or more")
         _require(
@@ -95,10 +168,10 @@ class TrainOptions:
             f"is less than one batch of {self.batch_size}",
         )
         _require(
-            not (self.ghost_grads and self.variant != "relu"),
-            "ghost_grads",
-            self.ghost_grads,
-            f"is for variant relu; variant {self.variant} revives dead features with --aux",
+            self.dead_remedy != "preact" or self.variant == "jumprelu",
+            "dead_remedy",
+            self.dead_remedy,
+            f"is for variant jumprelu; variant {self.variant} has no thresholds",
         )
 
     def _check_choices(self) -> None:
@@ -112,11 +185,41 @@ class TrainOptions:
         """Optimiser steps: whole batches in `rows`."""
         return self.rows // self.batch_size
 
+    @property
+    def resolved_error(self) -> str:
+        """Reconstruction error: as given, or the variant's usual one."""
+        return self.error or _USUAL_ERROR.get(self.variant, "mse")
+
+    @property
+    def resolved_dead_remedy(self) -> str:
+        """Remedy for dead features: as given, or that of the variant's paper."""
+        return self.dead_remedy or _USUAL_REMEDY.get(self.variant, "none")
+
+    @property
+    def coefficient(self) -> float:
+        """Coefficient of the variant's sparsity penalty: where it starts, under `target_l0`."""
+        return self.l0_penalty if self.variant == "jumprelu" else self.l1
+
+    @property
+    def resolved_order_seed(self) -> int:
+        """Seed of the order of the rows."""
+        return self.seed if self.order_seed is None else self.order_seed
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether another site is reconstructed than the one read."""
+        return self.to_layer is not None or self.to_site is not None
+
+    def prefixes(self, d_sae: int) -> list[int]:
+        """Features of each nested prefix (matryoshka): halved from all of them, `groups` times at most."""
+        sizes = {max(1, d_sae >> halvings) for halvings in range(self.groups)}
+        return sorted(sizes)
+
     def d_sae(self, d_in: int) -> int:
         """Features of an SAE of `d_in` inputs; `ValueError` where none or fewer than `k` would be left."""
         d_sae = round(self.expansion * d_in)
         _require(d_sae >= 1, "expansion", self.expansion, f"leaves no feature at d_in = {d_in}")
-        if self.variant == "topk":
+        if "k" in options_of_variant(self.variant):
             _require(self.k <= d_sae, "k", self.k, f"exceeds the {d_sae} features (d_in {d_in} x --expansion)")
         return d_sae
 
@@ -135,6 +238,11 @@ class TrainOptions:
         if unknown:
             raise ValueError(f"unknown training option {unknown[0]!r}: written by another version of thresher")
         return cls(**record)
+
+
+def options_of_variant(variant: str) -> set[str]:
+    """The options that this variant has, of those that not all have."""
+    return {name for name, variants in VARIANTS_OF.items() if variant in variants}
 
 
 def round_log2(value: float) -> int:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .options import VARIANT_OF, TrainOptions
+from .options import REMEDIES_OF, VARIANTS_OF, TrainOptions
 
 RECIPES: dict[str, dict[str, Any]] = {
     # Fry 2024: the text's settings, which its code agrees with but for the decoder bias: the text says geometric
@@ -23,7 +23,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "b_dec_init": "geometric-median",
         "encoder_init": "independent",
         "normalize": "none",
-        "ghost_grads": True,
+        "error": "normalized",
+        "dead_remedy": "ghost",
         "dead_after_rows": 65_536,
         "precision": "fp32",
     },
@@ -49,13 +50,21 @@ def resolve_options(explicit: Mapping[str, Any]) -> TrainOptions:
         raise ValueError(f"--recipe {recipe} must be one of {', '.join(RECIPES)}")
     settings = RECIPES.get(recipe or "", {})
     variant = explicit.get("variant", settings.get("variant", TrainOptions.variant))
-    settings = {name: value for name, value in settings.items() if VARIANT_OF.get(name, variant) == variant}
+    settings = {name: value for name, value in settings.items() if variant in VARIANTS_OF.get(name, (variant,))}
+    if variant != settings.get("variant", variant):  # the recipe's are those of its own variant
+        settings = {name: value for name, value in settings.items() if name not in ("error", "dead_remedy")}
     options = TrainOptions(**{**settings, **explicit})
     for name, value in explicit.items():
-        if value is not False and VARIANT_OF.get(name, variant) != variant:
+        if value is not False and variant not in VARIANTS_OF.get(name, (variant,)):
             raise ValueError(
-                f"--{name.replace('_', '-')} {value} is for variant {VARIANT_OF[name]} and this run is {variant}: "
-                f"leave it out, or give --variant {VARIANT_OF[name]}"
+                f"--{name.replace('_', '-')} {value} is for variant {' or '.join(VARIANTS_OF[name])} and this run is "
+                f"{variant}: leave it out, or give --variant {VARIANTS_OF[name][0]}"
+            )
+    for name, remedies in REMEDIES_OF.items():
+        if name in explicit and options.resolved_dead_remedy not in remedies:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {explicit[name]} goes with --dead-remedy {' or '.join(remedies)}, and "
+                f"this run has {options.resolved_dead_remedy}"
             )
     return options
 

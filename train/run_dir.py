@@ -81,6 +81,12 @@ class Run:
         return Site.parse(self.config["site"])
 
     @property
+    def target_site(self) -> Site | None:
+        """What a transcoder reconstructs; None of an SAE."""
+        target = self.config.get("target_site")
+        return Site.parse(target) if target else None
+
+    @property
     def d_in(self) -> int:
         """Inputs of the SAE."""
         return int(self.config["d_in"])
@@ -199,14 +205,26 @@ def check_same(path: Path, name: str, given: object, started: object) -> None:
 
 
 class RunLog:
-    """metrics.jsonl and log.txt of a running training."""
+    """metrics.jsonl and log.txt of a running training.
 
-    def __init__(self, path: Path, *, keep_to_step: int) -> None:
-        metrics_path = path / METRICS
-        kept = [record for record in read_metrics(metrics_path) if record["step"] <= keep_to_step]
-        write_atomically(metrics_path, "".join(_line(record) for record in kept).encode())
+    Parameters
+    ----------
+    keep_to_step
+        Steps of which earlier records are kept.
+    writes
+        Whether anything is written: of the processes of a run, one does.
+    """
+
+    def __init__(self, path: Path, *, keep_to_step: int, writes: bool = True) -> None:
+        metrics_path, log_path = path / METRICS, path / LOG
+        if writes:
+            kept = [record for record in read_metrics(metrics_path) if record["step"] <= keep_to_step]
+            write_atomically(metrics_path, "".join(_line(record) for record in kept).encode())
+        else:
+            metrics_path = log_path = Path(os.devnull)
+        self._writes = writes
         self._metrics = open(metrics_path, "a")  # noqa: SIM115 (closed by `close`)
-        self._log = open(path / LOG, "a")  # noqa: SIM115
+        self._log = open(log_path, "a")  # noqa: SIM115
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Append one object."""
@@ -220,7 +238,8 @@ class RunLog:
 
     def sync(self) -> None:
         """Make what was appended durable: what a checkpoint counts as logged must outlive a crash."""
-        os.fsync(self._metrics.fileno())
+        if self._writes:
+            os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         """Close both files."""

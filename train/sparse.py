@@ -31,9 +31,14 @@ class ActivePairs:
     @classmethod
     def of_dense(cls, f: Tensor) -> "ActivePairs":
         """The non-zero entries of `f` (n, F), in order of row, then feature."""
-        row, feature = f.nonzero(as_tuple=True)
-        offsets = torch.searchsorted(row, torch.arange(len(f), device=f.device))
-        return cls(offsets, row, feature, f[row, feature])
+        return cls.where(f, f)
+
+    @classmethod
+    def where(cls, chosen: Tensor, values: Tensor) -> "ActivePairs":
+        """The entries of `values` (n, F) where `chosen` (n, F) is not zero, in order of row, then feature."""
+        row, feature = chosen.nonzero(as_tuple=True)
+        offsets = torch.searchsorted(row, torch.arange(len(values), device=values.device))
+        return cls(offsets, row, feature, values[row, feature])
 
     @classmethod
     def of_fixed(cls, value: Tensor, feature: Tensor) -> "ActivePairs":
@@ -43,11 +48,17 @@ class ActivePairs:
         row = torch.arange(n, device=value.device).repeat_interleave(k)
         return cls(offsets, row, feature.reshape(-1), value.reshape(-1))
 
-    def times(self, rows: Tensor) -> Tensor:
-        """Activations @ `rows` (F, d): (n, d), the decode."""
+    def times(self, rows: Tensor, value: Tensor | None = None) -> Tensor:
+        """Activations @ `rows` (F, d): (n, d), the decode; of other values `value` (nnz,) where given."""
         return torch.nn.functional.embedding_bag(
-            self.feature, rows, self.offsets, mode="sum", per_sample_weights=self.value
+            self.feature, rows, self.offsets, mode="sum", per_sample_weights=self.value if value is None else value
         )
+
+    def subset(self, chosen: Tensor, first_feature: int = 0) -> "ActivePairs":
+        """Some of the pairs, by their numbers `chosen` in ascending order; features counted from `first_feature`."""
+        row = self.row[chosen]
+        offsets = torch.searchsorted(row, torch.arange(len(self.offsets), device=row.device))
+        return ActivePairs(offsets, row, self.feature[chosen] - first_feature, self.value[chosen])
 
     def dot(self, left: Tensor, rows: Tensor) -> Tensor:
         """(left @ rows.T) at the active pairs: (nnz,), for `left` (n, d) and `rows` (F, d)."""

@@ -17,7 +17,8 @@ from thresher.train.initialise import new_sae
 from thresher.train.models import SparseAutoencoder
 from thresher.train.optimiser import UnitNormAdam
 from thresher.train.options import TrainOptions
-from thresher.train.step import Objective, compute_step
+from thresher.train.objective import Objective
+from thresher.train.step import compute_step
 
 L1, LR = 8e-5, 4e-4
 
@@ -44,7 +45,7 @@ def ours(
 
 def autograd(sae: SparseAutoencoder, x: torch.Tensor, dead: torch.Tensor | None, k: int | None) -> Callable[[], None]:
     """The recipe as one writes it: autograd, torch.optim.Adam, projection and norm over the whole matrix."""
-    parameters = [p.clone().requires_grad_() for p in sae.parameters()]
+    parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
     encoder, b_enc, decoder, b_dec = parameters
     adam = torch.optim.Adam(parameters, lr=LR * 1e-6)
 
@@ -90,7 +91,8 @@ def main() -> None:
     sparse = planted(a.d_in, a.d_sae, a.l0, "relu", a.k)
     dense = planted(a.d_in, a.d_sae, a.d_sae // 2, "relu", a.k)
     topk = planted(a.d_in, a.d_sae, a.l0, "topk", a.k)
-    relu_objective, bf16 = Objective(l1=L1), Objective(l1=L1, precision="bf16")
+    relu_objective = Objective(error="normalized", sparsity=L1)
+    bf16 = Objective(error="normalized", sparsity=L1, precision="bf16")
     steps: dict[str, Callable[[], object]] = {
         "encoder matmul": lambda: x @ sparse.encoder.T,
         "autograd relu": autograd(sparse, x, None, None),
@@ -98,10 +100,10 @@ def main() -> None:
         f"autograd topk {a.k}": autograd(topk, x, None, a.k),
         "ours relu, half active (early training)": ours(dense, x, relu_objective, None),
         "ours relu": ours(sparse, x, relu_objective, None),
-        "ours relu + ghost, 10 % dead": ours(sparse, x, Objective(l1=L1, ghost_grads=True), dead),
+        "ours relu + ghost, 10 % dead": ours(sparse, x, Objective(error="normalized", sparsity=L1, dead="ghost"), dead),
         "ours relu bf16": ours(sparse, x, bf16, None),
         f"ours topk {a.k}": ours(topk, x, Objective(), None),
-        f"ours topk {a.k} + AuxK, 10 % dead": ours(topk, x, Objective(aux=1 / 32, aux_k=a.d_in // 2), dead),
+        f"ours topk {a.k} + AuxK, 10 % dead": ours(topk, x, Objective(dead="auxk", aux_k=a.d_in // 2), dead),
         f"ours topk {a.k} bf16": ours(topk, x, Objective(precision="bf16"), None),
     }
     cpu_s: dict[str, list[float]] = {name: [] for name in steps}

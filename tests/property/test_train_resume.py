@@ -50,7 +50,7 @@ def test_crashes_leave_no_trace(make_store, tmp_path_factory, crashes, checkpoin
     name = f"../{folder.name}/store.zarr"
     rows = np.random.default_rng(0).standard_normal((150, 6)) + 1
     store = make_store(150, 6, rows=rows, invalid=(7,), name=name, dtype="float32").path
-    options = replace(OPTIONS, variant=variant, ghost_grads=variant == "relu", batch_size=batch)
+    options = replace(OPTIONS, variant=variant, dead_remedy="ghost" if variant == "relu" else "auxk", batch_size=batch)
     train(options, store, folder / "unbroken")
     broken = replace(options, checkpoint_every=checkpoint_every)
     for step in crashes:

@@ -1,11 +1,11 @@
-"""What every SAE variant shares: its weights, its input scaling, its file.
+"""What every SAE variant shares: its weights, its scaling, its file.
 
-Shapes: n rows, d_in inputs, d_sae features.
+Shapes: n rows, d_in inputs, d_out outputs (d_in, but for a transcoder), d_sae features.
 
     x     (n, d_in)      activations as stored
     z     (n, d_in)      scaled input, (x - input_mean) / input_scale
     f     (n, d_sae)     feature activations, select((z - b_dec) W_enc + b_enc)
-    x_hat (n, d_in)      (f W_dec + b_dec) * input_scale + input_mean
+    x_hat (n, d_out)     (f W_dec + b_dec) * output_scale + output_mean
 """
 
 import json
@@ -21,35 +21,52 @@ from torch import Tensor
 
 from ...store.errors import StoreError
 from ...store.files import write_atomically
+from ..entries import Entries
 from ..features import SparseFeatures
+from ..objective import Block, Objective, Scored
 
 FORMAT = "thresher-sae"
 FORMAT_VERSION = 1
 METADATA_KEY = "thresher"
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 SCALING = ("input_mean", "input_scale")
+OUTPUT_SCALING = ("output_mean", "output_scale")
+_LAYER_NORM_EPS = 1e-5  # SAELens's, so that weights trained under either give the same activations
 
 _VARIANTS: dict[str, type["SparseAutoencoder"]] = {}
 
 
 class SparseAutoencoder(ABC):
-    """A trained or training SAE.
+    """A trained or training SAE, or transcoder.
 
-    Both weight matrices are kept feature-major, `encoder` and `decoder` (d_sae, d_in), contiguous: dead features,
-    sparse products, the projection, Adam and the unit norm are then operations on rows. `W_enc` and `W_dec` are their
-    views in the published orientation.
+    Both weight matrices are kept feature-major, `encoder` (d_sae, d_in) and `decoder` (d_sae, d_out), contiguous: dead
+    features, sparse products, the projection, Adam and the unit norm are then operations on rows. `W_enc` and `W_dec`
+    are their views in the published orientation.
 
     Parameters
     ----------
     encoder, decoder
-        `(d_sae, d_in)`.
+        `(d_sae, d_in)`, `(d_sae, d_out)`.
     b_enc, b_dec
-        `(d_sae,)`, `(d_in,)`. `b_dec` is in the scaled space of z.
+        `(d_sae,)`, `(d_out,)`. `b_dec` is in the scaled space of the output.
     input_mean, input_scale
         `(d_in,)`; 0 and 1 where not given.
+    output_mean, output_scale
+        `(d_out,)`, of a transcoder, whose output is another site's vectors; an SAE's are those of its input.
+    centres_input
+        Whether the encoder is given z - b_dec; else z.
+    layer_norm
+        Whether each row is first shifted to mean 0 and divided by its standard deviation (unbiased, plus 1e-5), which
+        its reconstruction undoes.
     """
 
     variant: ClassVar[str]
+    has_penalty: ClassVar[bool] = False
+    """Whether its loss has a sparsity penalty, with a coefficient."""
+    trained: ClassVar[tuple[str, ...]] = ()
+    """Trained vectors of the variant beside the four of every SAE: attributes, and tensors of the file."""
+    tracked: ClassVar[tuple[str, ...]] = ()
+    """Tensors that training keeps up to date without gradients: attributes, and tensors of the file."""
 
     def __init_subclass__(cls) -> None:
         _VARIANTS[cls.variant] = cls
@@ -60,30 +77,52 @@ class SparseAutoencoder(ABC):
         b_enc: Tensor,
         decoder: Tensor,
         b_dec: Tensor,
+        *,
         input_mean: Tensor | None = None,
         input_scale: Tensor | None = None,
+        output_mean: Tensor | None = None,
+        output_scale: Tensor | None = None,
+        centres_input: bool = True,
+        layer_norm: bool = False,
     ) -> None:
-        d_sae, d_in = encoder.shape
+        (d_sae, d_in), d_out = encoder.shape, decoder.shape[-1]
         for name, tensor, shape in (
-            ("W_dec", decoder, (d_sae, d_in)),
+            ("W_dec", decoder, (d_sae, d_out)),
             ("b_enc", b_enc, (d_sae,)),
-            ("b_dec", b_dec, (d_in,)),
+            ("b_dec", b_dec, (d_out,)),
             ("input_mean", input_mean, (d_in,)),
             ("input_scale", input_scale, (d_in,)),
+            ("output_mean", output_mean, (d_out,)),
+            ("output_scale", output_scale, (d_out,)),
         ):
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}; W_enc (d_in, d_sae) needs {shape}")
+        self.is_transcoder = output_mean is not None or output_scale is not None
+        if centres_input and (self.is_transcoder or d_in != d_out):
+            raise ValueError("b_dec of a transcoder lies in the space of its output: centres_input must be False")
+        if layer_norm and self.is_transcoder:
+            raise ValueError("layer_norm is undone by the reconstruction of the same row: a transcoder has none")
         self.encoder = encoder.contiguous()
         self.b_enc = b_enc.contiguous()
         self.decoder = decoder.contiguous()
         self.b_dec = b_dec.contiguous()
-        self.input_mean = torch.zeros_like(b_dec) if input_mean is None else input_mean
-        self.input_scale = torch.ones_like(b_dec) if input_scale is None else input_scale
+        self.input_mean = encoder.new_zeros(d_in) if input_mean is None else input_mean
+        self.input_scale = encoder.new_ones(d_in) if input_scale is None else input_scale
+        self.output_mean, self.output_scale = self.input_mean, self.input_scale
+        if self.is_transcoder:
+            self.output_mean = torch.zeros_like(b_dec) if output_mean is None else output_mean
+            self.output_scale = torch.ones_like(b_dec) if output_scale is None else output_scale
+        self.centres_input, self.layer_norm = centres_input, layer_norm
 
     @property
     def d_in(self) -> int:
         """Inputs."""
         return self.encoder.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """Outputs: the inputs, but for a transcoder."""
+        return self.decoder.shape[1]
 
     @property
     def d_sae(self) -> int:
@@ -97,7 +136,7 @@ class SparseAutoencoder(ABC):
 
     @property
     def W_dec(self) -> Tensor:
-        """`(d_sae, d_in)`."""
+        """`(d_sae, d_out)`."""
         return self.decoder
 
     @property
@@ -117,8 +156,9 @@ class SparseAutoencoder(ABC):
     # What a variant defines
 
     def settings(self) -> dict[str, Any]:
-        """The variant's own numbers, as written to the file."""
-        return {}
+        """What the constructor needs beside tensors, as written to the file."""
+        shared = {"centres_input": (self.centres_input, True), "layer_norm": (self.layer_norm, False)}
+        return {name: value for name, (value, default) in shared.items() if value != default}
 
     @abstractmethod
     def select(self, pre: Tensor) -> Tensor:
@@ -128,58 +168,112 @@ class SparseAutoencoder(ABC):
     def encode_sparse(self, x: Tensor, *, tile: int = 4096) -> SparseFeatures:
         """`encode` without zeros and without an (n, d_sae) buffer: `tile` features at a time."""
 
+    @abstractmethod
+    def training_entries(self, pre: Tensor, objective: Objective) -> tuple[Entries, Tensor]:
+        """The entries that a training step touches, and their numbers for `score`.
+
+        `pre` (n, d_sae), the pre-activations, may be overwritten.
+        """
+
+    @abstractmethod
+    def score(self, entries: Entries, values: Tensor, block: Block, objective: Objective) -> Scored:
+        """Losses and hand-derived gradients of a block of rows, from its `training_entries`."""
+
     # What they share
 
     def scale(self, x: Tensor) -> Tensor:
         """Scaled input z of activations x; any float type, moved to the weights' type and device."""
-        x = x.to(device=self.device, dtype=self.dtype)
+        x = self._at_home(x)
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ValueError(f"activations of shape {tuple(x.shape)} do not fit an SAE of d_in = {self.d_in}")
+        if self.layer_norm:
+            mean, deviation = row_moments(x)
+            x = (x - mean) / deviation
         return (x - self.input_mean) / self.input_scale
 
-    def unscale(self, z_hat: Tensor) -> Tensor:
-        """Activations from the scaled space."""
-        return z_hat * self.input_scale + self.input_mean
+    def scale_target(self, y: Tensor) -> Tensor:
+        """What training reconstructs, in its scaled space: an SAE's own input, a transcoder's other site."""
+        if not self.is_transcoder:
+            return self.scale(y)
+        return (self._at_home(y) - self.output_mean) / self.output_scale
+
+    def unscale(self, z_hat: Tensor, x: Tensor | None = None) -> Tensor:
+        """Activations from the scaled space of the output; `x`, the input's, where `layer_norm` is to be undone."""
+        x_hat = z_hat * self.output_scale + self.output_mean
+        if not self.layer_norm:
+            return x_hat
+        if x is None:
+            raise ValueError("this SAE normalises each row: decoding needs the activations x that were encoded")
+        mean, deviation = row_moments(self._at_home(x))
+        return x_hat * deviation + mean
+
+    def unscale_residual(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Reconstruction - target in the units of the activations, from that in the scaled space, of rows `x`."""
+        raw = residual * self.output_scale
+        return raw * row_moments(self._at_home(x))[1] if self.layer_norm else raw
+
+    def _at_home(self, x: Tensor) -> Tensor:
+        return x.to(device=self.device, dtype=self.dtype)
+
+    def centred(self, z: Tensor) -> Tensor:
+        """What the encoder multiplies, `(n, d_in)`, of scaled rows z."""
+        return z - self.b_dec if self.centres_input else z
 
     def encode(self, x: Tensor) -> Tensor:
         """Feature activations `(n, d_sae)` of activations `(n, d_in)`."""
-        return self.select(torch.addmm(self.b_enc, self.scale(x) - self.b_dec, self.encoder.T))
+        return self.select(torch.addmm(self.b_enc, self.centred(self.scale(x)), self.encoder.T))
 
-    def decode(self, f: Tensor) -> Tensor:
-        """Reconstruction `(n, d_in)` from feature activations `(n, d_sae)`."""
-        return self.unscale(torch.addmm(self.b_dec, f, self.decoder))
+    def decode(self, f: Tensor, x: Tensor | None = None) -> Tensor:
+        """Reconstruction `(n, d_out)` from feature activations `(n, d_sae)`; for `x` see `unscale`."""
+        return self.unscale(torch.addmm(self.b_dec, f, self.decoder), x)
 
-    def decode_sparse(self, f: SparseFeatures) -> Tensor:
-        """Reconstruction `(n, d_in)` from sparse feature activations."""
-        return self.unscale(f.pairs().times(self.decoder) + self.b_dec)
+    def decode_sparse(self, f: SparseFeatures, x: Tensor | None = None) -> Tensor:
+        """Reconstruction `(n, d_out)` from sparse feature activations; for `x` see `unscale`."""
+        return self.unscale(f.pairs().times(self.decoder) + self.b_dec, x)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Reconstruction `(n, d_in)` of activations `(n, d_in)`."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
     def pre_activation_tiles(self, x: Tensor, tile: int) -> Iterator[tuple[int, Tensor]]:
         """First feature and pre-activations `(n, <= tile)` of each run of `tile` features."""
         if tile < 1:
             raise ValueError(f"tile {tile} must be at least 1 feature")
-        centred = self.scale(x) - self.b_dec
+        centred = self.centred(self.scale(x))
         for start in range(0, self.d_sae, tile):
             stop = start + tile
             yield start, torch.addmm(self.b_enc[start:stop], centred, self.encoder[start:stop].T)
 
+    def sparse_above(self, x: Tensor, threshold: Tensor | None, tile: int) -> SparseFeatures:
+        """The pre-activations above a threshold, `(d_sae,)` or 0-d, and above zero; holds one `(n, tile)` buffer."""
+        tiles = []
+        for start, pre in self.pre_activation_tiles(x, tile):
+            is_active = pre > 0
+            if threshold is not None:
+                is_active &= pre > (threshold[start : start + tile] if threshold.ndim else threshold)
+            row, feature = is_active.nonzero(as_tuple=True)
+            tiles.append((row, feature + start, pre[row, feature]))
+        return SparseFeatures.from_tiles(tiles, len(x), self.d_sae)
+
     def tensors(self) -> dict[str, Tensor]:
         """Weights and scaling by their published names, W_enc `(d_in, d_sae)`."""
+        scaling = SCALING + (OUTPUT_SCALING if self.is_transcoder else ())
         return {
             "W_enc": self.W_enc,
             "b_enc": self.b_enc,
             "W_dec": self.W_dec,
             "b_dec": self.b_dec,
-            "input_mean": self.input_mean,
-            "input_scale": self.input_scale,
+            **{name: getattr(self, name) for name in (*scaling, *self.trained, *self.tracked)},
         }
 
-    def parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The trained tensors: encoder, b_enc, decoder, b_dec."""
-        return self.encoder, self.b_enc, self.decoder, self.b_dec
+    def parameters(self) -> dict[str, Tensor]:
+        """The trained tensors by name: encoder, b_enc, decoder, b_dec, and the variant's own."""
+        return {name: getattr(self, name) for name in ("encoder", "b_enc", "decoder", "b_dec", *self.trained)}
+
+    def held(self) -> dict[str, Tensor]:
+        """Every tensor of it, as it is held in memory: what a checkpoint keeps."""
+        scaling = SCALING + (OUTPUT_SCALING if self.is_transcoder else ())
+        return {**self.parameters(), **{name: getattr(self, name) for name in (*scaling, *self.tracked)}}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Give this SAE on another device or in another type."""
@@ -189,14 +283,14 @@ class SparseAutoencoder(ABC):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> Self:
-        """An SAE of published tensors (`tensors`) and the variant's own numbers (`settings`)."""
+        """An SAE of published tensors (`tensors`) and what `settings` gave."""
+        named = (*SCALING, *OUTPUT_SCALING, *cls.trained, *cls.tracked)
         return cls(
             tensors["W_enc"].T,
             tensors["b_enc"],
             tensors["W_dec"],
             tensors["b_dec"],
-            tensors.get("input_mean"),
-            tensors.get("input_scale"),
+            **{name: tensors[name] for name in named if name in tensors},  # type: ignore[arg-type]
             **settings,
         )
 
@@ -216,6 +310,12 @@ class SparseAutoencoder(ABC):
         write_atomically(
             Path(path), to_safetensors(tensors, {METADATA_KEY: json.dumps(self.metadata(), sort_keys=True)})
         )
+
+
+def row_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation `(n, 1)` of each row, by which layer norm shifts and divides it."""
+    mean = x.mean(1, keepdim=True)
+    return mean, x.std(1, keepdim=True) + _LAYER_NORM_EPS
 
 
 def load_sae(path: Path | str, device: torch.device | str = "cpu") -> SparseAutoencoder:

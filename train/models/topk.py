@@ -8,27 +8,30 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..entries import Entries, fixed_entries
 from ..features import SparseFeatures
+from ..objective import Block, Objective, Scored
 from .base import SparseAutoencoder
 
 
 class TopKSae(SparseAutoencoder):
     """f = relu(TopK((z - b_dec) W_enc + b_enc)) (Gao et al. 2024, arXiv:2406.04093).
 
-    Of equal pre-activations at the boundary, the lower features win, however the features are tiled.
+    Loss: reconstruction error, and AuxK for dead features. Of equal pre-activations at the boundary, the lower features
+    win, however the features are tiled.
     """
 
     variant: ClassVar[str] = "topk"
 
-    def __init__(self, *weights: Tensor | None, k: int) -> None:
-        super().__init__(*weights)  # type: ignore[arg-type]
+    def __init__(self, *weights: Tensor, k: int, **shared: Any) -> None:
+        super().__init__(*weights, **shared)
         if not 1 <= k <= self.d_sae:
             raise ValueError(f"k = {k} must be from 1 to the {self.d_sae} features")
         self.k = k
 
     def settings(self) -> dict[str, Any]:
-        """`k`."""
-        return {"k": self.k}
+        """`k`, and what the variants share."""
+        return {**super().settings(), "k": self.k}
 
     def select(self, pre: Tensor) -> Tensor:
         """Feature activations from pre-activations `(n, d_sae)`."""
@@ -52,6 +55,57 @@ class TopKSae(SparseAutoencoder):
         assert value is not None  # d_sae >= 1
         row, column = (value > 0).nonzero(as_tuple=True)
         return SparseFeatures.from_tiles([(row, feature[row, column], value[row, column])], len(x), self.d_sae)
+
+    def training_entries(self, pre: Tensor, objective: Objective) -> tuple[Entries, Tensor]:
+        """The k largest entries of each row and their activations, which may be zero."""
+        value, feature = any_largest(pre, self.k)
+        return fixed_entries(value.relu_(), feature, self.d_sae)
+
+    def score(self, entries: Entries, f: Tensor, block: Block, objective: Objective) -> Scored:
+        """Losses and gradients from the selected entries."""
+        return score_selected(self, entries, f, block, objective)
+
+
+def score_selected(sae: SparseAutoencoder, entries: Entries, f: Tensor, block: Block, objective: Objective) -> Scored:
+    """Losses and gradients of activations that were selected, without a penalty on them."""
+    residual = entries.times(f, sae.decoder).add_(sae.b_dec).sub_(block.target)
+    error = objective.reconstruction_error(residual, block.target, block.n_total)
+    d_pre = entries.dot(error.gradient, sae.decoder).mul_(f > 0)
+    encoded_sums = entries.sums(d_pre)
+    return Scored(
+        gradients={
+            "encoder": entries.transposed(d_pre, block.centred),
+            "b_enc": encoded_sums,
+            "decoder": entries.transposed(f, error.gradient),
+            "b_dec": error.gradient.sum(0),
+        },
+        encoded_sums=encoded_sums,
+        reconstruction=error.value,
+        sparsity=f.sum() / block.n_total,
+        entries=entries,
+        f=f,
+        residual=residual,
+    )
+
+
+_GROUP = 64  # columns: halves the time at 65,536 features, neutral at 8,192
+_GROUPED_FROM = 16_384
+
+
+def any_largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and columns `(n, k)` of the k largest of each row, in any order; of ties at the boundary, any.
+
+    Where rows are long the k groups of columns with the largest maxima are found first: the k largest lie in them.
+    """
+    n, width = pre.shape
+    if width < _GROUPED_FROM or width % _GROUP or k * 2 > width // _GROUP:
+        value, column = pre.topk(k, dim=1, sorted=False)
+        return value, column
+    groups = pre.view(n, width // _GROUP, _GROUP)
+    group = groups.amax(2).topk(k, dim=1, sorted=False).indices  # (n, k)
+    candidates = groups.gather(1, group[:, :, None].expand(-1, -1, _GROUP)).view(n, k * _GROUP)
+    value, place = candidates.topk(k, dim=1, sorted=False)
+    return value, group.gather(1, place // _GROUP) * _GROUP + place % _GROUP
 
 
 def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 def loader(path, **kw) -> BatchLoader:
     activations = open_store(path).activations()
-    return BatchLoader(activations, **{"batch_size": 64, "seed": 1, "device": CPU, **kw})
+    return BatchLoader([activations], **{"batch_size": 64, "seed": 1, "device": CPU, **kw})
 
 
 def test_a_batch_holds_the_stored_rows_of_its_positions(small_store):
@@ -19,7 +19,7 @@ def test_a_batch_holds_the_stored_rows_of_its_positions(small_store):
     batches = loader(small_store)
     rows = store.rows_of(batches.positions(3))
     stored = store.activations().read(0, store.n_rows)
-    assert torch.equal(batches.read(3), torch.from_numpy(stored[rows]))
+    assert torch.equal(batches.read(3)[0], torch.from_numpy(stored[rows]))
 
 
 def test_a_pass_shows_each_training_row_once_and_no_held_out_row(make_store):
@@ -35,8 +35,8 @@ def test_reading_ahead_gives_the_batches_of_their_steps(small_store):
     batches = loader(small_store)
     ahead = list(batches.batches(5, 12))
     assert len(ahead) == 7
-    for step, batch in enumerate(ahead, 5):
-        assert torch.equal(batch, batches.read(step))
+    for step, (batch,) in enumerate(ahead, 5):
+        assert torch.equal(batch, batches.read(step)[0])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
@@ -44,7 +44,7 @@ def test_stored_types_arrive_as_float32_of_the_same_values(make_store, dtype):
     made = make_store(200, 8, dtype=dtype)
     store = open_store(made.path)
     batches = loader(made.path)
-    batch = batches.read(0)
+    (batch,) = batches.read(0)
     assert batch.dtype == torch.float32
     (rows,) = made.rows.values()
     exact = rows[store.rows_of(batches.positions(0))]
@@ -61,8 +61,8 @@ def test_a_batch_larger_than_the_store_goes_on_into_the_next_pass(make_store):
 
 def test_a_sample_holds_each_row_at_most_once(small_store):
     batches = loader(small_store)
-    assert len(batches.sample(100)) == 100
-    everything = batches.sample(10_000)
+    assert len(batches.sample(100)[0]) == 100
+    (everything,) = batches.sample(10_000)
     assert len(everything) == batches.n_rows == 692
     assert len(everything.unique(dim=0)) == 692
 

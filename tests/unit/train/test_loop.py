@@ -27,8 +27,8 @@ TOPK = TrainOptions(
     checkpoint_every=7, log_every=5, eval_every=20,
 )  # fmt: skip
 RELU = replace(
-    TOPK, variant="relu", lr=2e-2, l1=1.0, ghost_grads=True, b_dec_init="geometric-median", encoder_init="independent",
-    normalize="none", decay=0.0,
+    TOPK, variant="relu", lr=2e-2, l1=1.0, dead_remedy="ghost", b_dec_init="geometric-median",
+    encoder_init="independent", normalize="none", decay=0.0,
 )  # fmt: skip
 
 
@@ -135,9 +135,19 @@ def test_metrics_hold_training_and_held_out_numbers_in_raw_units(small_store, tm
     run = open_run(tmp_path / "run")
     trained = [m for m in run.metrics() if m["split"] == "train"]
     assert [m["step"] for m in trained] == list(range(5, 61, 5))
-    assert {"rows", "lr", "loss", "mse", "normalized_mse", "l1", "l0", "n_dead", "share_dead", "rows_per_s"} <= set(
-        trained[0]
-    )
+    assert {
+        "rows",
+        "lr",
+        "loss",
+        "mse",
+        "normalized_mse",
+        "sparsity",
+        "l0",
+        "n_dead",
+        "gradient_norm",
+        "share_dead",
+        "rows_per_s",
+    } <= set(trained[0])
     assert trained[-1]["loss"] < trained[0]["loss"]
 
     store = open_store(small_store)
@@ -315,7 +325,7 @@ def test_non_finite_rows_are_named(small_store, tmp_path, monkeypatch):
     with pytest.raises(TrainingStopped, match=r"loss of step 31 is not finite; store row (\d+) .*verify") as caught:
         train(TOPK, small_store, tmp_path / "run")
     store = open_store(small_store)
-    loader = BatchLoader(store.activations(), batch_size=64, seed=0, device=torch.device("cpu"))
+    loader = BatchLoader([store.activations()], batch_size=64, seed=0, device=torch.device("cpu"))
     assert f"store row {store.rows_of(loader.positions(30))[2]} " in str(caught.value)
     assert "step-0000000028.safetensors" in str(caught.value)
 

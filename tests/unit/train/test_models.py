@@ -24,7 +24,8 @@ def dyadic(*shape: int, seed: int) -> torch.Tensor:
 def make(variant: str, d_in: int = 6, d_sae: int = 37, k: int = 5) -> SparseAutoencoder:
     weights = (dyadic(d_sae, d_in, seed=1), dyadic(d_sae, seed=2), dyadic(d_sae, d_in, seed=3), dyadic(d_in, seed=4))
     mean, scale = dyadic(d_in, seed=5), torch.full((d_in,), 2.0)
-    return ReluSae(*weights, mean, scale) if variant == "relu" else TopKSae(*weights, mean, scale, k=k)
+    scaling = {"input_mean": mean, "input_scale": scale}
+    return ReluSae(*weights, **scaling) if variant == "relu" else TopKSae(*weights, k=k, **scaling)
 
 
 def dense_reference(sae: SparseAutoencoder, x: torch.Tensor) -> np.ndarray:

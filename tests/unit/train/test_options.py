@@ -14,7 +14,7 @@ def test_the_recipe_sets_what_the_post_says():
     o = resolve_options({"recipe": "post-2024"})
     assert (o.variant, o.expansion, o.l1, o.lr, o.warmup, o.decay) == ("relu", 64, 8e-5, 4e-4, 500, 0)
     assert (o.batch_size, o.rows, o.steps) == (1024, 2_621_440, 2560)
-    assert (o.ghost_grads, o.dead_after_rows) == (True, 65_536)
+    assert (o.resolved_dead_remedy, o.resolved_error, o.dead_after_rows) == ("ghost", "normalized", 65_536)
     assert (o.b_dec_init, o.encoder_init, o.normalize, o.precision) == (
         "geometric-median",
         "independent",
@@ -32,18 +32,24 @@ def test_given_options_win_over_the_recipe_even_where_they_repeat_a_default():
 
 
 def test_the_recipe_can_be_run_without_ghost_gradients_and_as_another_variant():
-    assert not resolve_options({"recipe": "post-2024", "ghost_grads": False}).ghost_grads
+    assert resolve_options({"recipe": "post-2024", "dead_remedy": "none"}).resolved_dead_remedy == "none"
     o = resolve_options({"recipe": "post-2024", "variant": "topk"})
-    assert (o.variant, o.ghost_grads, o.batch_size, o.l1) == ("topk", False, 1024, TrainOptions().l1)
+    assert (o.variant, o.resolved_dead_remedy, o.batch_size, o.l1) == ("topk", "auxk", 1024, TrainOptions().l1)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"l1": 1e-3}, "--l1 0.001 is for variant relu and this run is topk: leave it out, or give --variant relu"),
-        ({"variant": "relu", "k": 8}, "--k 8 is for variant topk and this run is relu"),
-        ({"recipe": "post-2024", "aux": 0.0}, "--aux 0.0 is for variant topk and this run is relu"),
-        ({"recipe": "post-2024", "aux_k": 3}, "--aux-k 3 is for variant topk"),
+        (
+            {"l1": 1e-3},
+            "--l1 0.001 is for variant relu or gated and this run is topk: leave it out, or give --variant relu",
+        ),
+        ({"variant": "relu", "k": 8}, "--k 8 is for variant topk or batchtopk or matryoshka and this run is relu"),
+        (
+            {"recipe": "post-2024", "aux": 0.0},
+            "--aux 0.0 goes with --dead-remedy auxk or preact, and this run has ghost",
+        ),
+        ({"recipe": "post-2024", "aux_k": 3}, "--aux-k 3 goes with --dead-remedy auxk, and this run has ghost"),
     ],
 )
 def test_an_option_that_the_variant_would_ignore_is_refused(given, message):
@@ -61,7 +67,7 @@ def test_every_recipe_names_only_options_and_makes_valid_ones():
     ("given", "message"),
     [
         ({"recipe": "post-2023"}, "--recipe post-2023 must be one of post-2024"),
-        ({"variant": "gated"}, "--variant gated must be one of topk, relu"),
+        ({"variant": "gate"}, "--variant gate must be one of topk, relu"),
         ({"rows": 100, "batch_size": 200}, "--rows 100 is less than one batch of 200"),
         ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
         ({"lr": 0.0}, "--lr 0.0 must be above 0"),
@@ -71,7 +77,7 @@ def test_every_recipe_names_only_options_and_makes_valid_ones():
         ({"decay": 1.5}, "--decay 1.5 is a share of the run"),
         ({"expansion": -2.0}, "--expansion -2.0 must be above 0"),
         ({"layer": -2}, "--layer -2 is 0-based"),
-        ({"ghost_grads": True}, "--ghost-grads True is for variant relu"),
+        ({"dead_remedy": "preact"}, "--dead-remedy preact is for variant jumprelu"),
         ({"precision": "fp16"}, "--precision fp16 must be one of"),
         ({"aux_k": 0}, "--aux-k 0 must be at least 1"),
     ],

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 from thresher.train.models import ReluSae, SparseAutoencoder, TopKSae
-from thresher.train.step import Objective, compute_step
+from thresher.train.objective import Objective
+from thresher.train.step import compute_step
 from torch import Tensor
 
 D, F, B = 32, 256, 96
@@ -93,7 +94,7 @@ def check(loss_of, make, *, b_enc: float, dead: Tensor | None, objective: Object
         got = compute_step(sae, batch(dtype), dead, objective)
         assert got.was_sparse == sparse
         for name in NAMES:
-            error = relative(getattr(got.gradients, name), exact.gradients[name])
+            error = relative(got.gradients[name], exact.gradients[name])
             limit = 1e-12 if dtype == torch.float64 else 2 * relative(floor.gradients[name], exact.gradients[name])
             assert error <= limit, (name, dtype, error, limit)
         loss_error = abs(float(got.loss) - float(exact.loss)) / float(exact.loss)
@@ -111,7 +112,7 @@ def test_a_relu_step_equals_float64_autograd_of_the_recipe(dead, b_enc, sparse):
         lambda p: ReluSae(*(p[name] for name in NAMES)),
         b_enc=b_enc,
         dead=dead,
-        objective=Objective(l1=3e-3, ghost_grads=True),
+        objective=Objective(error="normalized", sparsity=3e-3, dead="ghost"),
         sparse=sparse,
     )
 
@@ -127,7 +128,7 @@ def test_a_topk_step_equals_float64_autograd_with_and_without_auxk(dead, aux_k):
         lambda p: TopKSae(*(p[name] for name in NAMES), k=12),
         b_enc=-0.5,
         dead=dead,
-        objective=Objective(aux=1 / 32, aux_k=aux_k),
+        objective=Objective(dead="auxk", aux=1 / 32, aux_k=aux_k),
         sparse=True,
     )
 
@@ -140,7 +141,7 @@ def test_a_topk_row_with_fewer_than_k_positive_pre_activations_keeps_only_those(
     got = compute_step(sae, x, None, Objective())
     assert float(got.l0) < 12
     for name in NAMES:
-        assert relative(getattr(got.gradients, name), reference.gradients[name]) < 1e-12
+        assert relative(got.gradients[name], reference.gradients[name]) < 1e-12
     assert torch.equal(got.fired, (sae.encode(x) > 0).any(0))
 
 
@@ -151,8 +152,8 @@ def test_ghost_gradients_reach_a_dead_feature_that_fires_on_this_very_batch():
     x = batch(torch.float64)
     reference = by_autograd(lambda q, y: post_loss(q, y, 0.0, dead), p, x)
     assert (reference.pre[:, dead] > 0).any()
-    got = compute_step(sae, x, dead, Objective(ghost_grads=True))
-    assert relative(got.gradients.encoder[dead], reference.gradients["encoder"][dead]) < 1e-12
+    got = compute_step(sae, x, dead, Objective(error="normalized", dead="ghost"))
+    assert relative(got.gradients["encoder"][dead], reference.gradients["encoder"][dead]) < 1e-12
 
 
 @pytest.mark.parametrize("b_enc", [-0.5, -3.6])
@@ -161,9 +162,9 @@ def test_a_step_counts_what_is_active(b_enc):
     sae = ReluSae(*(p[name] for name in NAMES))
     x = batch(torch.float32)
     f = ((x - p["b_dec"]) @ p["encoder"].T + p["b_enc"]).relu()
-    got = compute_step(sae, x, None, Objective(l1=1.0))
+    got = compute_step(sae, x, None, Objective(error="normalized", sparsity=1.0))
     assert float(got.l0) == pytest.approx(float((f > 0).sum(1).double().mean()), rel=1e-6)
-    assert float(got.l1) == pytest.approx(float(f.sum(1).double().mean()), rel=1e-6)
+    assert float(got.sparsity) == pytest.approx(float(f.sum(1).double().mean()), rel=1e-6)
     assert torch.equal(got.fired, (f > 0).any(0))
 
 
@@ -172,8 +173,8 @@ def test_a_row_of_norm_zero_has_no_weight_in_the_normalised_error():
     sae = ReluSae(*(p[name] for name in NAMES))
     x = batch(torch.float64)
     x[0] = 0
-    rest = compute_step(sae, x[1:], None, Objective())
-    with_zero = compute_step(sae, x, None, Objective())
+    rest = compute_step(sae, x[1:], None, Objective(error="normalized"))
+    with_zero = compute_step(sae, x, None, Objective(error="normalized"))
     assert float(with_zero.loss) == pytest.approx(float(rest.loss) * (B - 1) / B, rel=1e-12)
 
 
@@ -181,8 +182,8 @@ def test_bf16_matmuls_stay_near_fp32_gradients():
     p = weights(torch.float32, b_enc=-0.5)
     sae = ReluSae(*(p[name] for name in NAMES))
     x = batch(torch.float32)
-    exact = compute_step(sae, x, None, Objective(l1=1e-3))
-    rounded = compute_step(sae, x, None, Objective(l1=1e-3, precision="bf16"))
-    assert not torch.equal(exact.gradients.encoder, rounded.gradients.encoder)
-    assert relative(rounded.gradients.encoder, exact.gradients.encoder.double()) < 0.1
-    assert relative(rounded.gradients.decoder, exact.gradients.decoder.double()) < 0.02
+    exact = compute_step(sae, x, None, Objective(error="normalized", sparsity=1e-3))
+    rounded = compute_step(sae, x, None, Objective(error="normalized", sparsity=1e-3, precision="bf16"))
+    assert not torch.equal(exact.gradients["encoder"], rounded.gradients["encoder"])
+    assert relative(rounded.gradients["encoder"], exact.gradients["encoder"].double()) < 0.1
+    assert relative(rounded.gradients["decoder"], exact.gradients["decoder"].double()) < 0.02
