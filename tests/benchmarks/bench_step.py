@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from thresher.train.initialise import new_sae
 from thresher.train.models import SparseAutoencoder
+from thresher.train.objective import Objective
 from thresher.train.optimiser import UnitNormAdam
 from thresher.train.options import TrainOptions
-from thresher.train.objective import Objective
 from thresher.train.step import compute_step
 
 L1, LR = 8e-5, 4e-4

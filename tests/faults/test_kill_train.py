@@ -19,7 +19,8 @@ from thresher.train.options import TrainOptions
 
 store, run = sys.argv[1:]
 options = TrainOptions(
-    variant=VARIANT, dead_remedy="ghost" if VARIANT == "relu" else "auxk", l1=0.02, k=8, expansion=16, lr=1e-3, warmup=20, batch_size=256,
+    variant=VARIANT, dead_remedy="ghost" if VARIANT == "relu" else "auxk", l1=0.02, k=8,
+    expansion=16, lr=1e-3, warmup=20, batch_size=256,
     rows=256 * 1500, dead_after_rows=2048, device="cpu", checkpoint_every=5, log_every=3, eval_every=50,
 )
 train(options, store, run, resume=Path(run, "config.json").exists())
