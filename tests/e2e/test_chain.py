@@ -165,29 +165,37 @@ def test_a_damaged_store_is_refused_verify_says_where_and_repairs_it(
     assert "every checksum as committed" in thresher("verify", "emoji.zarr", cwd=tmp_path).stdout
 
 
+def interrupted(command, folder, watched):
+    """Exit status and stderr of a command that gets SIGINT as soon as there is something in the folder `watched`."""
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (watched.exists() and any(watched.iterdir())):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
+
+
 @pytest.mark.parametrize("stage", ["harvest", "train"])
 def test_ctrl_c_leaves_something_that_the_same_command_finishes(
     chain, tmp_path, stage, thresher, harvest_arguments, train_arguments
 ):
     folder, _ = chain
     if stage == "harvest":
-        command, watched = [*harvest_arguments, "emoji.zarr"], tmp_path / "emoji.zarr/commits/rows/valid"
+        command, watched = [*harvest_arguments, "emoji.zarr"], tmp_path / "emoji.zarr/commits/layers/4/resid_post/cls"
         again = command
     else:
         train = [*train_arguments[:4], "--rows", "400000", *train_arguments[6:], "--checkpoint-every", "50"]
         command = ["train", folder / "emoji.zarr", "run", *train]
         watched, again = tmp_path / "run/checkpoint", ["train", folder / "emoji.zarr", "run", "--resume"]
-    process = subprocess.Popen(
-        [THRESHER, *map(str, command)], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not (watched.exists() and any(watched.iterdir())):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
+    for _ in range(5):  # a quick machine may be done before it is interrupted
+        status, stderr = interrupted([THRESHER, *map(str, command)], tmp_path, watched)
+        if status != 0:
+            break
+        shutil.rmtree(tmp_path / command[-1] if stage == "harvest" else tmp_path / "run")
+    assert status == 1
     assert "Traceback" not in stderr
     assert "Error: " in stderr.strip().splitlines()[-1]
     thresher(*again, cwd=tmp_path)
