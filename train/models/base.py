@@ -55,9 +55,9 @@ class SparseAutoencoder(ABC):
         `(d_out,)`, of a transcoder, whose output is another site's vectors; an SAE's are those of its input.
     centres_input
         Whether the encoder is given z - b_dec; else z.
-    layer_norm
-        Whether each row is first shifted to mean 0 and divided by its standard deviation (unbiased, plus 1e-5), which
-        its reconstruction undoes.
+    layer_norm, constant_norm
+        Whether each row is first shifted to mean 0 and divided by its standard deviation (unbiased, plus 1e-5), or
+        scaled to norm sqrt(d_in); its reconstruction undoes either.
     """
 
     variant: ClassVar[str]
@@ -84,6 +84,7 @@ class SparseAutoencoder(ABC):
         output_scale: Tensor | None = None,
         centres_input: bool = True,
         layer_norm: bool = False,
+        constant_norm: bool = False,
     ) -> None:
         (d_sae, d_in), d_out = encoder.shape, decoder.shape[-1]
         for name, tensor, shape in (
@@ -100,8 +101,10 @@ class SparseAutoencoder(ABC):
         self.is_transcoder = output_mean is not None or output_scale is not None
         if centres_input and (self.is_transcoder or d_in != d_out):
             raise ValueError("b_dec of a transcoder lies in the space of its output: centres_input must be False")
-        if layer_norm and self.is_transcoder:
-            raise ValueError("layer_norm is undone by the reconstruction of the same row: a transcoder has none")
+        if layer_norm and constant_norm:
+            raise ValueError("layer_norm and constant_norm are two ways to normalise a row: give one")
+        if (layer_norm or constant_norm) and self.is_transcoder:
+            raise ValueError("a row's norm is undone by the reconstruction of the same row: a transcoder has none")
         self.encoder = encoder.contiguous()
         self.b_enc = b_enc.contiguous()
         self.decoder = decoder.contiguous()
@@ -112,7 +115,7 @@ class SparseAutoencoder(ABC):
         if self.is_transcoder:
             self.output_mean = torch.zeros_like(b_dec) if output_mean is None else output_mean
             self.output_scale = torch.ones_like(b_dec) if output_scale is None else output_scale
-        self.centres_input, self.layer_norm = centres_input, layer_norm
+        self.centres_input, self.layer_norm, self.constant_norm = centres_input, layer_norm, constant_norm
 
     @property
     def d_in(self) -> int:
@@ -157,7 +160,11 @@ class SparseAutoencoder(ABC):
 
     def settings(self) -> dict[str, Any]:
         """What the constructor needs beside tensors, as written to the file."""
-        shared = {"centres_input": (self.centres_input, True), "layer_norm": (self.layer_norm, False)}
+        shared = {
+            "centres_input": (self.centres_input, True),
+            "layer_norm": (self.layer_norm, False),
+            "constant_norm": (self.constant_norm, False),
+        }
         return {name: value for name, (value, default) in shared.items() if value != default}
 
     @abstractmethod
@@ -186,8 +193,8 @@ class SparseAutoencoder(ABC):
         x = self._at_home(x)
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ValueError(f"activations of shape {tuple(x.shape)} do not fit an SAE of d_in = {self.d_in}")
-        if self.layer_norm:
-            mean, deviation = row_moments(x)
+        if self.normalises_rows:
+            mean, deviation = self._row_moments(x)
             x = (x - mean) / deviation
         return (x - self.input_mean) / self.input_scale
 
@@ -198,19 +205,31 @@ class SparseAutoencoder(ABC):
         return (self._at_home(y) - self.output_mean) / self.output_scale
 
     def unscale(self, z_hat: Tensor, x: Tensor | None = None) -> Tensor:
-        """Activations from the scaled space of the output; `x`, the input's, where `layer_norm` is to be undone."""
+        """Activations from the scaled space of the output; `x`, the input's, where a row's norm is undone."""
         x_hat = z_hat * self.output_scale + self.output_mean
-        if not self.layer_norm:
+        if not self.normalises_rows:
             return x_hat
         if x is None:
             raise ValueError("this SAE normalises each row: decoding needs the activations x that were encoded")
-        mean, deviation = row_moments(self._at_home(x))
+        mean, deviation = self._row_moments(self._at_home(x))
         return x_hat * deviation + mean
 
     def unscale_residual(self, residual: Tensor, x: Tensor) -> Tensor:
         """Reconstruction - target in the units of the activations, from that in the scaled space, of rows `x`."""
         raw = residual * self.output_scale
-        return raw * row_moments(self._at_home(x))[1] if self.layer_norm else raw
+        return raw * self._row_moments(self._at_home(x))[1] if self.normalises_rows else raw
+
+    @property
+    def normalises_rows(self) -> bool:
+        """Whether each row is normalised by itself."""
+        return self.layer_norm or self.constant_norm
+
+    def _row_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What each row is shifted and divided by, `(n, 1)`; a row of zeros, which has no norm, stays as it is."""
+        if self.layer_norm:
+            return row_moments(x)
+        norm = x.norm(dim=1, keepdim=True)
+        return torch.zeros_like(norm), torch.where(norm > 0, norm / self.d_in**0.5, 1.0)
 
     def _at_home(self, x: Tensor) -> Tensor:
         return x.to(device=self.device, dtype=self.dtype)
