@@ -12,6 +12,7 @@ from ..devices import choose_device
 from ..progress import Reporter, Task
 from ..store.errors import StoreError
 from ..store.objects import Objects, open_objects
+from ..store.outside import require_outside_stores
 from ..store.part import StorePart
 from ..store.reader import ActivationStore, Unreadable, open_store
 from ..store.writer import StoreWriter, resume_store
@@ -82,8 +83,9 @@ def harvest(
     ValueError
         On a source, model, weights or layer that cannot be used.
     StoreError
-        When what stands at `store_path` is something else, the disk is too small, activations are not finite or do not
-        fit the number format, no image can be read, or with `strict` at the first unreadable image.
+        When what stands at `store_path` is something else or it lies inside another store, the disk is too small,
+        activations are not finite or do not fit the number format, no image can be read, or with `strict` at the first
+        unreadable image.
     OSError
         As the system gives it; ChildProcessError when a decoding process dies.
     SystemExit
@@ -95,6 +97,7 @@ def harvest(
         store = open_objects(store_path if isinstance(store_path, str) else str(store_path))
         if ranks.is_first:
             find_target(store, append=options.append, overwrite=options.overwrite)
+            require_outside_stores(store, "STORE")
         if isinstance(images, ImageSet):
             result = _harvest(options, images, [], store, ranks, reporter)
         else:

@@ -10,6 +10,7 @@ from .attributes import read_group_attributes
 from .errors import DamagedStoreError, MissingStoreError, StoreError, UnfinishedStoreError
 from .layout import joining_document, metadata_record
 from .objects import Objects, is_url, open_objects
+from .outside import require_outside_stores
 from .part import StorePart, check_metadata, require_alike
 from .records import VERIFY, encode_record, read_record
 
@@ -80,11 +81,13 @@ def merge_stores(places: list[str], out: str) -> int:
     Raises
     ------
     StoreError
-        When something stands at `out`, a store cannot be used, or their rows are of different kinds.
+        When something stands at `out` or it lies inside a store, a store cannot be used, or their rows are of different
+        kinds.
     """
     target = open_objects(out)
     if target.names():
         raise StoreError(f"{target} is not empty: name another OUT.")
+    require_outside_stores(target, "OUT")
     parts: list[StorePart] = []
     for place in places:
         for part in open_parts(open_objects(place)):

@@ -464,3 +464,16 @@ def test_a_moved_source_goes_on_since_keys_are_relative(options, folder, tmp_pat
     shutil.move(folder, tmp_path / "elsewhere")
     assert harvest(options(), tmp_path / "elsewhere", tmp_path / "s.zarr").n_harvested == 0
     assert json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())["attributes"]["provenance"]["n_images"] == 12
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_store_inside_another_is_refused_before_anything_is_read_or_written(options, folder, tmp_path, append):
+    outer, inner = tmp_path / "s.zarr", tmp_path / "s.zarr" / "inner.zarr"
+    harvest(options(), folder, outer)
+    if append:  # one that an earlier version let stand there
+        shutil.copytree(outer, tmp_path / "copy.zarr")
+        shutil.copytree(tmp_path / "copy.zarr", inner)
+    before = sorted(path for path in outer.rglob("*"))
+    with pytest.raises(StoreError, match=r"inner\.zarr lies inside the store .*s\.zarr: name another STORE"):
+        harvest(options(model="no such model", append=append), tmp_path / "no images", inner)
+    assert sorted(path for path in outer.rglob("*")) == before
