@@ -86,6 +86,8 @@ class BatchReader:
         For the buffer, where the store needs one; see `loading.plan_loading`.
     mixing
         That a buffer keeps to.
+    equal_shares
+        Refuse a batch that `n_ranks` does not divide, as a loop needs that averages its processes' gradients.
     threads
         Most that read at a time; by default one more than the cores for a disk, 64 for a bucket. Fewer do as long as
         nobody waits.
@@ -107,6 +109,7 @@ class BatchReader:
         n_ranks: int = 1,
         memory_bytes: int = MEMORY_BYTES,
         mixing: float = MIXING,
+        equal_shares: bool = True,
         threads: int | None = None,
         plan: LoadingPlan | None = None,
         allocate: Allocate | None = None,
@@ -115,7 +118,7 @@ class BatchReader:
             raise ValueError("the arrays of a batch come from one store")
         if not 0 <= rank < n_ranks:
             raise ValueError(f"rank {rank} is not one of {n_ranks}")
-        if batch_size % n_ranks:
+        if equal_shares and batch_size % n_ranks:
             raise ValueError(f"a batch of {batch_size} rows cannot be shared equally by {n_ranks} processes")
         self.arrays, self.store = list(arrays), arrays[0].store
         require_training_rows(self.store)

@@ -19,6 +19,7 @@ from ..store.files import sync_folder
 from .models import SparseAutoencoder
 from .optimiser import UnitNormAdam
 from .penalty import SparsityPenalty
+from .ranks import Ranks
 
 _METADATA_KEY = "thresher"
 _FORMAT_VERSION = 1
@@ -54,6 +55,12 @@ class TrainingState:
             **self.penalty.tensors(),
             "rows_since_fired": self.rows_since_fired,
         }
+
+    def take_first(self, ranks: Ranks) -> None:
+        """Replace it by that of the first process."""
+        steps = torch.tensor([self.step, self.adam.n_steps])
+        ranks.take_first([steps, *self.tensors().values()])
+        self.step, self.adam.n_steps = steps.tolist()
 
 
 def save_checkpoint(folder: Path, state: TrainingState) -> Path:

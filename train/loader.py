@@ -58,6 +58,7 @@ class BatchLoader:
             plan=plan,
             rank=rank,
             n_ranks=n_ranks,
+            equal_shares=False,  # the trainer adds up what its processes find, over all rows
         )
         self.n_rows = self._reader.n_rows
         self.plan = self._reader.plan

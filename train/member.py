@@ -19,7 +19,7 @@ from .evaluation import evaluate
 from .initialise import decoder_bias, input_scaling, new_sae
 from .loader import BatchLoader
 from .metrics import ReconstructionResult, batch_metrics
-from .models import BatchTopKSae
+from .models import BatchTopKSae, SparseAutoencoder
 from .objective import Objective
 from .optimiser import AdamSettings, UnitNormAdam, gradient_norm, learning_rate
 from .options import TrainOptions
@@ -154,10 +154,18 @@ class Member:
             torch.zeros(sae.d_sae, dtype=torch.int64, device=device),
             SparsityPenalty(options, device),
         )
-        checkpoint = newest_checkpoint(self.run.path / CHECKPOINT)
-        if checkpoint is not None:
-            load_checkpoint(checkpoint, state)
-            return state
+        if self._ranks.rank == 0:
+            checkpoint = newest_checkpoint(self.run.path / CHECKPOINT)
+            if checkpoint is not None:
+                load_checkpoint(checkpoint, state)
+            else:
+                self._fit_to_data(state.sae)
+        state.take_first(self._ranks)
+        return state
+
+    def _fit_to_data(self, sae: SparseAutoencoder) -> None:
+        """Set the scaling and the decoder bias that a new SAE starts from."""
+        options, source = self.options, self._source
         sample = self._loader.sample(SAMPLE_ROWS)
         x, y = sample[source.index], sample[source.target_index]
         mean, scale = input_scaling(x, options.normalize)
@@ -172,7 +180,6 @@ class Member:
         if sae.centres_input:
             warning = off_centre_warning(z, sae.b_dec)
             self.warnings += [warning] if warning else []
-        return state
 
     def take_step(self, batch: list[Tensor]) -> StepResult:
         """Gradients, then Adam: one optimiser step on this process's share of a batch, one tensor an array."""
@@ -227,9 +234,11 @@ class Member:
         dead = self._dead()
         if dead is None:
             return
-        sample = self._loader.sample(_RESAMPLING_ROWS, state.step)
-        x, y = (sample[index].to(self._device) for index in (source.index, source.target_index))
-        resample_features(state.sae, state.adam, dead, x, y, seed=self.options.seed, step=state.step)
+        if self._ranks.rank == 0:
+            sample = self._loader.sample(_RESAMPLING_ROWS, state.step)
+            x, y = (sample[index].to(self._device) for index in (source.index, source.target_index))
+            resample_features(state.sae, state.adam, dead, x, y, seed=self.options.seed, step=state.step)
+        state.take_first(self._ranks)
         state.rows_since_fired.index_fill_(0, dead, 0)
         self.log.say(f"step {state.step:,}: {len(dead):,} dead features resampled")
 
@@ -246,13 +255,13 @@ class Member:
         rows_per_s = (state.step - self._last_log[1]) * options.batch_size / (now - self._last_log[0])
         self._last_log = (now, state.step)
         raw = state.sae.unscale_residual(result.residual, batch[source.index])
-        numbers = batch_metrics(batch[source.target_index], raw)
+        numbers = batch_metrics(batch[source.target_index], raw, self._ranks)
         n_dead = self.n_dead()
         record = {
             "step": state.step,
             "rows": state.step * options.batch_size,
             "split": "train",
-            "n_rows": len(raw),
+            "n_rows": options.batch_size,
             "lr": learning_rate(state.step - 1, options),
             "loss": float(result.loss),
             **numbers,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .features import SparseFeatures
 from .l0 import L0_THRESHOLD, L0Summary
+from .ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -133,20 +134,27 @@ def _ratio(a: float, b: float) -> float:
 
 
 @torch.inference_mode()
-def batch_metrics(x: Tensor, raw_residual: Tensor) -> dict[str, float]:
+def batch_metrics(x: Tensor, raw_residual: Tensor, ranks: Ranks = ALONE) -> dict[str, float]:
     """MSE, normalised MSE and explained variance of one training batch, float32, for its log line.
 
     Parameters
     ----------
     x, raw_residual
-        `(n, d)` rows as stored, and x_hat - x in their units.
+        `(n, d)` rows as stored, and x_hat - x in their units: this process's share of the batch.
     """
     squared = raw_residual.square().sum(1)
     norm = x.norm(dim=1)
     nonzero = norm > 0
-    sst = float((x - x.mean(0)).square().sum())
+    sums = torch.cat([x.sum(0), x.new_full((1,), len(x))])
+    ranks.add([sums])
+    n = sums[-1]
+    centred = x - sums[:-1] / n
+    normalised = (squared[nonzero] / norm[nonzero]).sum()
+    totals = torch.stack([squared.sum(), normalised, nonzero.sum().to(x.dtype), centred.square().sum()])
+    ranks.add([totals])
+    sse, normalised_sse, n_nonzero, sst = totals.tolist()
     return {
-        "mse": float(squared.mean()) / x.shape[1],
-        "normalized_mse": _ratio(float((squared[nonzero] / norm[nonzero]).sum()), int(nonzero.sum()) * x.shape[1]),
-        "explained_variance": 1 - _ratio(float(squared.sum()), sst),
+        "mse": _ratio(sse, float(n) * x.shape[1]),
+        "normalized_mse": _ratio(normalised_sse, n_nonzero * x.shape[1]),
+        "explained_variance": 1 - _ratio(sse, sst),
     }

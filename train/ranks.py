@@ -1,12 +1,27 @@
 """The processes of one training run: sums and collections over them.
 
-Under `torchrun` each process takes its share of every batch; what a step needs of the others passes through here.
+Under `torchrun` each process takes its share of every batch; what a step needs of the others passes through here. All
+of them hold the same weights at every step: whatever moves a weight comes from numbers that were added up here, or from
+the first process.
 """
 
-from typing import Protocol
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ..devices import choose_device
+from ..store.errors import StoreError
+
+_START = timedelta(minutes=5)  # for all processes to be there
+_ANSWER = timedelta(minutes=30)  # the first one may evaluate on all held-out rows while the others wait
+_LARGE = 1 << 20  # elements; below, tensors are added up in one message: each costs a latency, these cost bandwidth
+_n_joined = 0  # names the keys of each run of a process apart
 
 
 class Ranks(Protocol):
@@ -15,14 +30,26 @@ class Ranks(Protocol):
     rank: int
     n_ranks: int
 
+    def device(self, name: str) -> torch.device:
+        """The device of this process, of a name as `choose_device` takes it."""
+
     def add(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, the same in all of them."""
+
+    def take_first(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by that of the first process."""
 
     def collect(self, values: Tensor) -> Tensor:
         """The values `(m,)`, m of any length in each process, of all processes end to end."""
 
     def any(self, name: str | None) -> str | None:
-        """The name that some process gives, in all of them alike; None where none does."""
+        """The name of a signal that some process has received, in all of them alike; None where none has.
+
+        A signal may be told one call late.
+        """
+
+    def tell(self, text: str) -> str:
+        """The text of the first process."""
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
@@ -33,8 +60,15 @@ class OneProcess:
 
     rank, n_ranks = 0, 1
 
+    def device(self, name: str) -> torch.device:
+        """The device of a name."""
+        return choose_device(name)
+
     def add(self, tensors: list[Tensor]) -> None:
         """Nothing to add."""
+
+    def take_first(self, tensors: list[Tensor]) -> None:
+        """Nothing to take."""
 
     def collect(self, values: Tensor) -> Tensor:
         """The values themselves."""
@@ -44,6 +78,10 @@ class OneProcess:
         """The name itself."""
         return name
 
+    def tell(self, text: str) -> str:
+        """The text itself."""
+        return text
+
     def wait(self) -> None:
         """Go on."""
 
@@ -52,36 +90,162 @@ ALONE = OneProcess()
 
 
 class DistributedRanks:
-    """The processes of a `torch.distributed` group that was opened before (gloo on CPUs, nccl on GPUs)."""
+    """The processes of a `torch.distributed` group that was opened before: gloo for CPUs, nccl for GPUs.
+
+    Every method raises `StoreError` when another process is gone.
+    """
 
     def __init__(self) -> None:
         from torch import distributed
 
         self._distributed = distributed
         self.rank, self.n_ranks = distributed.get_rank(), distributed.get_world_size()
+        self._signals: tuple[Tensor, Any] | None = None  # on their way: number of each, and the work that adds them up
+
+    def device(self, name: str) -> torch.device:
+        """The device of this process: of the GPUs of its machine, the one with its local number."""
+        device = choose_device(name)
+        if device.type == "mps":
+            raise ValueError(f"--device {name}: processes cannot share their work on it; give --device cpu")
+        if device.type == "cuda":
+            if device.index is not None:
+                raise ValueError(f"--device {name} under torchrun: give --device cuda, and each process takes its own")
+            local, n_devices = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+            if local >= n_devices:
+                raise ValueError(
+                    f"this machine has {n_devices} CUDA devices, too few for process {local}: --nproc-per-node "
+                    f"{n_devices}, or --device cpu"
+                )
+            device = torch.device("cuda", local)
+            torch.cuda.set_device(device)  # nccl's, and that of whatever names none
+        return device
 
     def add(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, the same in all of them."""
-        for tensor in tensors:
-            self._distributed.all_reduce(tensor)
+        large = [tensor for tensor in tensors if tensor.numel() >= _LARGE]
+        small = [tensor for tensor in tensors if tensor.numel() < _LARGE]
+        with _answered():
+            works = [self._distributed.all_reduce(tensor, async_op=True) for tensor in large]
+            if small:
+                together = torch.cat([tensor.reshape(-1).double() for tensor in small])
+                self._distributed.all_reduce(together)
+                parts = together.split([tensor.numel() for tensor in small])
+                for tensor, part in zip(small, parts, strict=True):
+                    tensor.copy_(part.view_as(tensor))
+            for work in works:
+                work.wait()
+
+    def take_first(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by that of the first process."""
+        with _answered():
+            for tensor in tensors:
+                self._distributed.broadcast(tensor, 0)
 
     def collect(self, values: Tensor) -> Tensor:
         """The values `(m,)`, m of any length in each process, of all processes end to end."""
-        lengths = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(self.n_ranks)]
-        self._distributed.all_gather(lengths, torch.tensor([len(values)], device=values.device))
-        longest = int(torch.cat(lengths).max())
-        padded = values.new_zeros(longest)
-        padded[: len(values)] = values
-        gathered = [torch.empty_like(padded) for _ in range(self.n_ranks)]
-        self._distributed.all_gather(gathered, padded)
+        with _answered():
+            lengths = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(self.n_ranks)]
+            self._distributed.all_gather(lengths, torch.tensor([len(values)], device=values.device))
+            longest = int(torch.cat(lengths).max())
+            padded = values.new_zeros(longest)
+            padded[: len(values)] = values
+            gathered = [torch.empty_like(padded) for _ in range(self.n_ranks)]
+            self._distributed.all_gather(gathered, padded)
         return torch.cat([each[: int(n)] for each, n in zip(gathered, lengths, strict=True)])
 
     def any(self, name: str | None) -> str | None:
-        """The name that some process gives, in all of them alike; None where none does."""
-        given: list[str | None] = [None] * self.n_ranks
-        self._distributed.all_gather_object(given, name)
-        return next((each for each in given if each), None)
+        """The name of a signal that some process had received at the last call; None where none had.
+
+        Their numbers travel beside the next step, over the CPU: no step waits for them, and no GPU.
+        """
+        with _answered():
+            before, number = self._signals, 0
+            if before is not None:
+                before[1].wait()
+                number = int(before[0])
+            given = torch.tensor([signal.Signals[name].value if name else 0])
+            work = self._distributed.all_reduce(given, op=self._distributed.ReduceOp.MAX, async_op=True)
+            self._signals = given, work
+        return signal.Signals(number).name if number else None
+
+    def tell(self, text: str) -> str:
+        """The text of the first process."""
+        data = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+        n = torch.tensor([len(data)])
+        self.take_first([n])
+        if self.rank != 0:
+            data = torch.empty(int(n), dtype=torch.uint8)
+        self.take_first([data])
+        return bytes(data.numpy()).decode()
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
-        self._distributed.barrier()
+        with _answered():
+            self._distributed.all_reduce(torch.zeros(1))  # over the CPU, where `barrier` would choose a device
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise StoreError(
+            "another process of this run has ended, or does not answer; what it did not say itself torchrun says. "
+            f"Go on from the last checkpoint with the same command and --resume. ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The processes that torchrun started with this one, from its environment; this one alone where it started none.
+
+    The first error of any of them ends all, and is the only one that is told: the others leave by SystemExit. The
+    group is closed at the end.
+
+    Raises
+    ------
+    ValueError
+        When the environment is half of torchrun's.
+    StoreError
+        From the body, when another process ended without a word.
+    """
+    global _n_joined
+    n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if n_ranks == 1 or "RANK" not in os.environ:
+        yield ALONE
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is {n_ranks}, but {' and '.join(missing)} is not set: start the processes with torchrun."
+        )
+    from torch import distributed
+
+    store, rank, n_ranks = next(iter(distributed.rendezvous("env://", timeout=_START)))
+    _n_joined += 1
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = distributed.PrefixStore(f"thresher/train/{attempt}/{_n_joined}", store)
+    has_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=_ANSWER)
+    try:
+        yield DistributedRanks()
+    except SystemExit:
+        raise
+    except BaseException:
+        # torchrun ends the others by SIGTERM as soon as one has ended; the first to fail has a line to say.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if not _is_first_to_fail(store, rank):
+            raise SystemExit(1) from None
+        raise
+    finally:
+        distributed.destroy_process_group()
+
+
+def _is_first_to_fail(store: Any, rank: int) -> bool:
+    try:
+        return int(store.add("failed", 1)) == 1
+    except RuntimeError:  # the key-value store is gone, and with it torchrun or the first process
+        return rank == 0
