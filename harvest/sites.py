@@ -24,8 +24,8 @@ from ..store.format import SITES, TOKENS, Site
 from .vision import Tower
 
 # The sites of a block in the order in which a forward pass comes by them.
-_PASSED = ("resid_pre", "attn_out", "mlp_act", "mlp_out", "resid_post")
-assert set(_PASSED) == set(SITES)
+PASSED = ("resid_pre", "attn_out", "mlp_act", "mlp_out", "resid_post")
+assert set(PASSED) == set(SITES)
 
 
 class _TowerStopped(Exception):
@@ -88,9 +88,19 @@ def tokens_per_image(tower: Tower, token: str) -> int:
 
 def vector_width(tower: Tower, site: Site) -> int:
     """Length of the vectors of a site: that of the residual stream, or the number of the block's MLP neurons."""
+    return site_width(tower.visual, site)
+
+
+def site_width(visual: nn.Module, site: Site) -> int:
+    """`vector_width` of open_clip's own vision transformer."""
     if site.site == "mlp_act":
-        return int(tower.blocks[site.layer].mlp.c_proj.in_features)  # type: ignore[union-attr, arg-type]
-    return tower.width
+        return int(visual.transformer.resblocks[site.layer].mlp.c_proj.in_features)  # type: ignore[union-attr, index]
+    return int(visual.transformer.width)  # type: ignore[union-attr, arg-type]
+
+
+def n_class_tokens(visual: nn.Module) -> int:
+    """Class tokens of open_clip's vision transformer: 0 or 1."""
+    return int(getattr(visual, "class_embedding", None) is not None)
 
 
 def capture(tower: Tower, images: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
@@ -113,7 +123,7 @@ def capture(tower: Tower, images: Tensor, sites: Sequence[Site]) -> dict[Site, T
     """
     found: dict[Site, Tensor] = {}
     asked = {(site.layer, site.site) for site in sites}
-    last = max(asked, key=lambda place: (place[0], _PASSED.index(place[1])))
+    last = max(asked, key=lambda place: (place[0], PASSED.index(place[1])))
     n_class, n_patches = _n_tokens(tower)
     batch_first = bool(getattr(tower.visual.transformer, "batch_first", False))
 
@@ -130,7 +140,7 @@ def capture(tower: Tower, images: Tensor, sites: Sequence[Site]) -> dict[Site, T
 
         return read
 
-    handles = [_listen(tower.blocks[layer], site, reader_of((layer, site))) for layer, site in asked]
+    handles = [at_site(tower.blocks[layer], site, reader_of((layer, site))) for layer, site in asked]
     try:
         with tower.arithmetic():
             tower.visual(images)
@@ -157,22 +167,34 @@ def relative_errors(rows: Tensor, exact: Tensor) -> Tensor:
 def _n_tokens(tower: Tower) -> tuple[int, int]:
     """Class tokens (0 or 1) and patches of the tower."""
     rows, columns = tower.visual.grid_size  # type: ignore[misc]
-    return int(getattr(tower.visual, "class_embedding", None) is not None), int(rows) * int(columns)
+    return n_class_tokens(tower.visual), int(rows) * int(columns)
 
 
-def _listen(block: nn.Module, site: str, read: Callable[[Tensor], None]) -> Any:
-    """Have `read` called with what passes at a site of a block; gives the hook's handle."""
+def at_site(block: nn.Module, site: str, see: Callable[[Tensor], Tensor | None]) -> Any:
+    """Have `see` called with what passes at a site of a block; what it gives, if not None, passes on in its place.
+
+    Returns
+    -------
+    handle
+        The hook's, to `remove`.
+    """
+
+    def before(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        new = see(arguments[0])
+        return None if new is None else (new, *arguments[1:])
+
+    def after(_module: nn.Module, _arguments: tuple[Any, ...], output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return see(output)
+        new = see(output[0])  # a block may give a tuple, the stream first
+        return None if new is None else (new, *output[1:])
+
     if site == "resid_pre":
-        return block.register_forward_pre_hook(lambda _module, arguments: read(arguments[0]))
+        return block.register_forward_pre_hook(before)
     if site == "mlp_act":
-        return block.mlp.c_proj.register_forward_pre_hook(  # type: ignore[union-attr]
-            lambda _module, arguments: read(arguments[0])
-        )
+        return block.mlp.c_proj.register_forward_pre_hook(before)  # type: ignore[union-attr]
     module = {"resid_post": block, "attn_out": block.ls_1, "mlp_out": block.ls_2}[site]
-    # a block may give a tuple, the stream first
-    return module.register_forward_hook(  # type: ignore[union-attr]
-        lambda _module, _arguments, output: read(output[0] if isinstance(output, tuple) else output)
-    )
+    return module.register_forward_hook(after)  # type: ignore[union-attr]
 
 
 def _of_token(tokens: Tensor, token: str, n_class: int) -> Tensor:
