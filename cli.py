@@ -112,14 +112,18 @@ def train(context: click.Context, store: str, run: Path, resume: bool, as_json: 
     Example: thresher train imagenet-l22.zarr run-1 --recipe post-2024
     Example: thresher train imagenet-l22.zarr run-2 --k 32 --expansion 16
     Example: thresher train imagenet-l22.zarr run-1 --resume
+    Example: torchrun --nproc-per-node 8 -m thresher train imagenet-l22.zarr run-3
     """  # noqa: D301 (\b is the character that click asks for)
     from .train.loop import train as run_training
+    from .train.ranks import joined_ranks
     from .train.recipes import resolve_options, resumed_options
 
-    explicit = given(context, TrainOptions)
-    options = resumed_options(run, explicit) if resume else resolve_options(explicit)
-    result = run_training(options, store, run, ConsoleReporter(quiet=quiet), resume=resume)
-    echo(to_json(result) if as_json else results.of_training(result))
+    with joined_ranks() as ranks:
+        explicit = given(context, TrainOptions)
+        options = resumed_options(run, explicit) if resume else resolve_options(explicit)
+        result = run_training(options, store, run, ConsoleReporter(quiet=quiet), resume=resume, ranks=ranks)
+    if ranks.rank == 0:  # of the processes of a torchrun, one speaks
+        echo(to_json(result) if as_json else results.of_training(result))
 
 
 @main.command()
