@@ -70,7 +70,7 @@ class JumpReluSae(SparseAutoencoder):
         error = objective.reconstruction_error(residual, block.target, block.n_total)
         d_f = entries.dot(error.gradient, self.decoder)
         # The kernel is 1 within half the bandwidth; d loss / d log threshold = threshold x d loss / d threshold.
-        is_near = (values - threshold).abs() <= objective.bandwidth / 2
+        is_near = (values - threshold).abs() < objective.bandwidth / 2
         d_threshold = d_f * threshold + objective.sparsity / block.n_total
         d_log_threshold = entries.sums(d_threshold.mul_(threshold).mul_(is_near)).div_(-objective.bandwidth)
         d_pre = d_f.mul_(is_active)
@@ -85,7 +85,7 @@ class JumpReluSae(SparseAutoencoder):
             },
             encoded_sums=encoded_sums,
             reconstruction=error.value,
-            sparsity=is_active.sum() / block.n_total,
+            sparsity=torch.count_nonzero(is_active).to(f.dtype) / block.n_total,
             entries=entries,
             f=f,
             residual=residual,
