@@ -1,130 +1,168 @@
-"""CPU time of one training step in units of the plain encoder matmul, ours beside plain autograd of the recipe.
+"""One optimiser step of training, ours beside other libraries', each in its own environment and process.
 
-    python tests/benchmarks/bench_step.py [--d-in 1024] [--d-sae 16384] [--batch 1024] [--l0 64] [--rounds 5] [--quick]
+    python tests/benchmarks/bench_step.py [--post FOLDER] [--size D_SAE,BATCH ...] [--l0 30 64] [--rounds 3] [--quick]
 
-Implementations take turns, one step a round, and each round times the matmul too, so that a busy machine slows all of
-them alike; the figures are medians of CPU seconds over both, summed over threads.
+d_in 1,024. Every round runs each implementation once, in a new process, one after the other; the process times the
+plain encoder matmul too, so that a busy machine and another build of torch weigh alike on both. Units are CPU seconds,
+summed over threads, over those of that matmul (2 x batch x d_in x d_sae FLOP); figures are medians over rounds and
+steps. Memory is the most that the process held above what it held after its imports. All start from the same weights
+and batch, on which the given number of features fires a row; `ghost` has a tenth of its features dead; `dense` fires
+half of them, as the first steps of a ReLU SAE do.
+
+The post's code is no package: --post names a clone of github.com/HugoFry/mats_sae_training_for_ViTs.
 """
 
 import argparse
+import json
 import os
+import platform
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import torch
-from thresher.train.initialise import new_sae
-from thresher.train.models import SparseAutoencoder
-from thresher.train.objective import Objective
-from thresher.train.optimiser import UnitNormAdam
-from thresher.train.options import TrainOptions
-from thresher.train.step import compute_step
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE / "step")]
 
-L1, LR = 8e-5, 4e-4
+from step.implementations import IMPLEMENTATIONS, OURS, SAELENS, SAEV, TRAINERS  # noqa: E402
+from store.environments import Environment, python_of, versions  # noqa: E402
 
-
-def planted(d_in: int, d_sae: int, l0: int, variant: str, k: int) -> SparseAutoencoder:
-    """An SAE of which about `l0` features fire on a standard normal row: from 50 % at bias 0 to l0 / d_sae."""
-    sae = new_sae(TrainOptions(variant=variant, expansion=d_sae / d_in, k=k, encoder_init="transpose"), d_in)
-    share = torch.tensor(l0 / d_sae, dtype=torch.float64)
-    sae.b_enc.fill_(float(torch.special.ndtri(share)))  # unit rows of the encoder: pre-activations are N(b_enc, 1)
-    return sae
-
-
-def ours(
-    sae: SparseAutoencoder, x: torch.Tensor, objective: Objective, dead: torch.Tensor | None
-) -> Callable[[], None]:
-    """A step of the product."""
-    adam = UnitNormAdam(sae)
-
-    def step() -> None:
-        adam.update(sae, compute_step(sae, x, dead, objective).gradients, LR * 1e-6)
-
-    return step
+SIZES = ((4096, 1024), (16384, 1024), (16384, 4096), (65536, 1024))
+ENVIRONMENTS = (
+    Environment(SAELENS, ("sae-lens",)),
+    Environment(SAEV, ("saev",)),
+    Environment(TRAINERS, ("dictionary-learning", "overcomplete", "eai-sparsify", "matplotlib", "scikit-learn")),
+)
+PACKAGES = {
+    SAELENS: ("sae-lens", "torch"),
+    SAEV: ("saev", "torch"),
+    TRAINERS: ("dictionary-learning", "overcomplete", "eai-sparsify", "torch"),
+    OURS: ("thresher", "torch"),
+}
+TIMEOUT_S = 900
 
 
-def autograd(sae: SparseAutoencoder, x: torch.Tensor, dead: torch.Tensor | None, k: int | None) -> Callable[[], None]:
-    """The recipe as one writes it: autograd, torch.optim.Adam, projection and norm over the whole matrix."""
-    parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
-    encoder, b_enc, decoder, b_dec = parameters
-    adam = torch.optim.Adam(parameters, lr=LR * 1e-6)
+@dataclass
+class Timings:
+    """What the processes of one implementation printed."""
 
-    def step() -> None:
-        with torch.no_grad():
-            decoder.div_(decoder.norm(dim=1, keepdim=True))
-        adam.zero_grad()
-        pre = (x - b_dec) @ encoder.T + b_enc
-        if k is None:
-            f = pre.relu()
-            x_hat = f @ decoder + b_dec
-            error = (x_hat - x) ** 2 / x.norm(dim=1, keepdim=True)
-            loss = error.mean() + L1 * f.abs().sum(1).mean()
-            if dead is not None:
-                r = (x - x_hat).detach()
-                g = pre[:, dead].exp() @ decoder[dead]
-                g = g * (r.norm(dim=1, keepdim=True) / (2 * g.norm(dim=1, keepdim=True) + 1e-6)).detach()
-                m = (g - r) ** 2 / r.norm(dim=1, keepdim=True)
-                loss = loss + ((error / (m + 1e-6)).detach() * m).mean()
-        else:
-            value, feature = pre.topk(k, dim=1)
-            f = torch.zeros_like(pre).scatter(1, feature, value.relu())
-            loss = ((f @ decoder + b_dec - x) ** 2).mean()
-        loss.backward()
-        with torch.no_grad():
-            decoder.grad.sub_((decoder.grad * decoder).sum(1, keepdim=True) * decoder)
-        adam.step()
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    units: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    reason: str = ""
 
-    return step
+    def add(self, answer: dict[str, object]) -> None:
+        """Take in one process's answer."""
+        matmul = statistics.median(cpu for cpu, _ in answer["matmul"])  # type: ignore[attr-defined]
+        for cpu, wall in answer["steps"]:  # type: ignore[attr-defined]
+            self.cpu.append(cpu)
+            self.wall.append(wall)
+            self.units.append(cpu / matmul)
+        self.memory.append(int(answer["own_bytes"]))  # type: ignore[call-overload]
+
+
+def run_one(python: str, name: str, size: tuple[int, int], d_in: int, l0: float, steps: int, post: str) -> Timings:
+    """Run one implementation once."""
+    d_sae, batch = size
+    command = [python, HERE / "step" / "worker.py", name]
+    command += ["--d-in", d_in, "--d-sae", d_sae, "--batch", batch, "--l0", l0, "--steps", steps]
+    # Memory that is freed goes back to the system, so that the most that was held is what was needed.
+    environment = {**os.environ, "THRESHER_POST": post, "OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    timings = Timings()
+    try:
+        run = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        timings.reason = f"no answer within {TIMEOUT_S} s"
+        return timings
+    if run.returncode:
+        lines = [line for line in run.stderr.splitlines() if line.strip()]
+        timings.reason = lines[-1] if lines else f"exit status {run.returncode}"
+        return timings
+    timings.add(json.loads(run.stdout.splitlines()[-1]))
+    return timings
+
+
+def table(timings: dict[str, Timings]) -> list[str]:
+    """Markdown: a line an implementation, by family, each with its ratio to ours."""
+    lines = [
+        "| step | matmuls | times ours | CPU ms | wall ms | own MB | memory of ours |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    ours = {i.family: timings[n] for n, i in IMPLEMENTATIONS.items() if n in timings and n == f"ours {i.family}"}
+    for name, found in timings.items():
+        if not found.units:
+            lines.append(f"| {name} | {found.reason} | | | | | |")
+            continue
+        mine = ours[IMPLEMENTATIONS[name].family]
+        units, memory = statistics.median(found.units), statistics.median(found.memory)
+        ratios = ("", "")
+        if mine.units:
+            ratios = (f"{units / statistics.median(mine.units):.2f}", f"{memory / statistics.median(mine.memory):.2f}")
+        cpu, wall = statistics.median(found.cpu) * 1e3, statistics.median(found.wall) * 1e3
+        lines.append(
+            f"| {name} | {units:.2f} | {ratios[0]} | {cpu:.0f} | {wall:.0f} | {memory / 1e6:.0f} | {ratios[1]} |"
+        )
+    return lines
 
 
 def main() -> None:
+    """Print a table for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("d-in", 1024), ("d-sae", 16384), ("batch", 1024), ("l0", 64), ("k", 32), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--quick", action="store_true", help="a small SAE, one round")
+    parser.add_argument("--quick", action="store_true", help="one small size, ours only, one round")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "thresher-bench-step")
+    parser.add_argument("--venvs", type=Path, help="folder of the peers' environments; by default WORK/venvs")
+    parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="an environment's python")
+    parser.add_argument("--post", default="", metavar="FOLDER", help="clone of the post's training code")
+    parser.add_argument("--size", nargs="+", default=[], metavar="D_SAE,BATCH")
+    parser.add_argument("--d-in", type=int, default=1024)
+    parser.add_argument("--l0", nargs="+", type=float, default=[64.0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="timed in each process, after one that warms up")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="implementations with one of the words")
     a = parser.parse_args()
+    sizes = [tuple(map(int, size.split(","))) for size in a.size] or list(SIZES)
     if a.quick:
-        a.d_in, a.d_sae, a.batch, a.l0, a.rounds = 64, 1024, 128, 16, 1
-    torch.manual_seed(0)
-    x = torch.randn(a.batch, a.d_in)
-    dead = torch.arange(0, a.d_sae, 10)
-    sparse = planted(a.d_in, a.d_sae, a.l0, "relu", a.k)
-    dense = planted(a.d_in, a.d_sae, a.d_sae // 2, "relu", a.k)
-    topk = planted(a.d_in, a.d_sae, a.l0, "topk", a.k)
-    relu_objective = Objective(error="normalized", sparsity=L1)
-    bf16 = Objective(error="normalized", sparsity=L1, precision="bf16")
-    steps: dict[str, Callable[[], object]] = {
-        "encoder matmul": lambda: x @ sparse.encoder.T,
-        "autograd relu": autograd(sparse, x, None, None),
-        "autograd relu + ghost, 10 % dead": autograd(sparse, x, dead, None),
-        f"autograd topk {a.k}": autograd(topk, x, None, a.k),
-        "ours relu, half active (early training)": ours(dense, x, relu_objective, None),
-        "ours relu": ours(sparse, x, relu_objective, None),
-        "ours relu + ghost, 10 % dead": ours(sparse, x, Objective(error="normalized", sparsity=L1, dead="ghost"), dead),
-        "ours relu bf16": ours(sparse, x, bf16, None),
-        f"ours topk {a.k}": ours(topk, x, Objective(), None),
-        f"ours topk {a.k} + AuxK, 10 % dead": ours(topk, x, Objective(dead="auxk", aux_k=a.d_in // 2), dead),
-        f"ours topk {a.k} bf16": ours(topk, x, Objective(precision="bf16"), None),
-    }
-    cpu_s: dict[str, list[float]] = {name: [] for name in steps}
-    wall_s: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(a.rounds + 1):
-        for name, step in steps.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            step()
-            if round_number:  # the first warms up
-                cpu_s[name].append(time.process_time() - cpu)
-                wall_s[name].append(time.perf_counter() - wall)
-    unit = statistics.median(cpu_s["encoder matmul"])
-    gflop = 2e-9 * a.batch * a.d_in * a.d_sae
-    active = {n: float((s.encode(x) > 0).sum(1).double().mean()) for n, s in (("relu", sparse), ("topk", topk))}
-    print(f"d_in {a.d_in}, d_sae {a.d_sae}, batch {a.batch}, L0 relu {active['relu']:.0f}, topk {active['topk']:.0f}")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}, ", end="")
-    print(f"{a.rounds} rounds; one matmul {gflop:.1f} GFLOP at {gflop / unit:.0f} GFLOP/s a core")
-    print(f"\n{'one step':42} {'matmuls':>8} {'CPU ms':>8} {'wall ms':>8} {'rows/s':>8}")
-    for name in steps:
-        cpu, wall = statistics.median(cpu_s[name]), statistics.median(wall_s[name])
-        print(f"{name:42} {cpu / unit:8.2f} {cpu * 1e3:8.1f} {wall * 1e3:8.1f} {a.batch / wall:8.0f}")
+        sizes, a.rounds, a.steps, a.only, a.d_in, a.l0 = [(512, 64)], 1, 1, ["ours"], 64, [16.0]
+    given = dict(pair.split("=", 1) for pair in a.python)
+    names = [n for n in IMPLEMENTATIONS if not a.only or any(word in n for word in a.only)]
+    wanted = {IMPLEMENTATIONS[n].environment for n in names}
+    pythons: dict[str, str | None] = {OURS: given.get(OURS, sys.executable)}
+    reasons: dict[str, str] = {}
+    for environment in ENVIRONMENTS:
+        if environment.name in wanted and environment.name not in given:
+            found = python_of(environment, a.venvs or a.work / "venvs", {})
+            pythons[environment.name], reasons[environment.name] = found
+        elif environment.name in given:
+            pythons[environment.name] = given[environment.name]
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; ", end="")
+    print(f"d_in {a.d_in:,}, {a.rounds} rounds")
+    for size in sizes:
+        for l0 in a.l0:
+            timings = {name: Timings() for name in names}
+            for _ in range(a.rounds):
+                for name in names:
+                    environment = IMPLEMENTATIONS[name].environment
+                    python = pythons.get(environment)
+                    if name.startswith("post") and not a.post:
+                        timings[name].reason = "its code is no package: name a clone by --post"
+                    elif python is None:
+                        timings[name].reason = reasons.get(environment, "no environment")
+                    elif not timings[name].reason:
+                        once = run_one(python, name, (size[0], size[1]), a.d_in, l0, a.steps, a.post)
+                        for attribute in ("cpu", "wall", "units", "memory"):
+                            getattr(timings[name], attribute).extend(getattr(once, attribute))
+                        timings[name].reason = once.reason
+            print(f"\n{size[0]:,} features, batch {size[1]:,}, L0 {l0:g}:\n")
+            print("\n".join(table(timings)), flush=True)
+    print("\nEnvironments:\n")
+    for name, python in pythons.items():
+        if python:
+            print(f"- {name}: {versions(python, PACKAGES[name])}")
 
 
 if __name__ == "__main__":
