@@ -15,7 +15,7 @@ from ..store.objects import Objects, open_objects
 from ..store.outside import require_outside_stores
 from ..store.part import StorePart
 from ..store.reader import ActivationStore, Unreadable, open_store
-from ..store.writer import StoreWriter, resume_store
+from ..store.writer import StoreWriter, remove_store, resume_store
 from .announce import announce
 from .batches import naming_dead_workers
 from .images import ImageSet, open_images
@@ -214,9 +214,17 @@ def _share_windows(
 
 
 def _require_some(target: Target) -> None:
+    """Check that an image could be read; an addition without one is taken away again."""
     part = StorePart(target.rows)
-    if not part.positions.n_valid:
-        raise StoreError(f"not one of {part.n_images:,} images could be read, so {target.rows} holds no activations.")
+    if part.positions.n_valid:
+        return
+    image, reason = part.unreadable[0]
+    (key,) = part.keys([image])
+    why = f"not one of {part.n_images:,} images could be read (the first: {key}: {reason})"
+    if target.parts:
+        remove_store(target.rows)
+        raise StoreError(f"nothing was added to {target.store}: {why}.")
+    raise StoreError(f"{why}, so {target.rows} holds no activations.")
 
 
 def _result(target: Target, ranks: Ranks, seconds: float, profile: Profile, reporter: Reporter) -> HarvestResult:

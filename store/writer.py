@@ -402,6 +402,14 @@ def _clear(objects: Objects, overwrite: bool) -> None:
         objects.delete_all(keep=[f.CREATING])
 
 
+def remove_store(objects: Objects) -> None:
+    """Remove a store; one that is killed on the way leaves what the next harvest there clears away."""
+    _clear(objects, overwrite=True)
+    objects.delete([f.CREATING])
+    if objects.local is not None:
+        objects.local.rmdir()
+
+
 def _require_store(objects: Objects) -> None:
     """Check that what stands there is an activation store, so that it may be replaced.
 

@@ -7,7 +7,9 @@ from thresher.harvest.run import harvest
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError, UnfinishedStoreError
 from thresher.store.format import Site
+from thresher.store.objects import LocalFolder
 from thresher.store.reader import open_store
+from thresher.store.verify import verify_store
 from thresher.store.writer import WindowWriter
 
 
@@ -189,13 +191,38 @@ def test_an_unfinished_append_of_other_images_is_named(options, folder, more, tm
     assert open_store(tmp_path / "s.zarr").n_rows == 12 + 9 + 8
 
 
-def test_a_part_without_a_readable_image_is_not_joined(options, folder, tmp_path):
+def test_an_addition_without_a_readable_image_leaves_the_store_as_it_was(options, folder, more, tmp_path):
+    (tmp_path / "notes" / "zebra").mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "notes" / "zebra" / name).write_text("a note")
+    harvest(options(), folder, tmp_path / "s.zarr")
+    before = files_below(tmp_path / "s.zarr")
+    said = (
+        r"^nothing was added to .*s\.zarr: not one of 2 images could be read "
+        r"\(the first: zebra/a\.jpg: not an image in a known format\)\.$"
+    )
+    for _ in range(2):
+        with pytest.raises(StoreError, match=said):
+            harvest(options(append=True), tmp_path / "notes", tmp_path / "s.zarr")
+        assert not (tmp_path / "s.zarr/parts/1").exists()
+    assert files_below(tmp_path / "s.zarr") == before
+    report = verify_store(tmp_path / "s.zarr")
+    assert (report.problems, report.leftovers) == ([], [])
+    assert harvest(options(append=True), more, tmp_path / "s.zarr").n_rows == 20
+
+
+def test_an_addition_that_was_half_taken_away_is_cleared_by_the_next(options, folder, more, tmp_path, monkeypatch):
     (tmp_path / "notes" / "zebra").mkdir(parents=True)
     (tmp_path / "notes" / "zebra" / "a.jpg").write_text("a note")
     harvest(options(), folder, tmp_path / "s.zarr")
-    with pytest.raises(StoreError, match="not one of 1 images could be read"):
-        harvest(options(append=True), tmp_path / "notes", tmp_path / "s.zarr")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "delete_all", lambda self, keep: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            harvest(options(append=True), tmp_path / "notes", tmp_path / "s.zarr")
     assert open_store(tmp_path / "s.zarr").n_rows == 12
+    harvest(options(append=True), more, tmp_path / "s.zarr")
+    harvest(options(), more, tmp_path / "alone.zarr")
+    assert files_below(tmp_path / "s.zarr/parts/1") == files_below(tmp_path / "alone.zarr")
 
 
 def test_only_the_new_parts_unreadable_images_are_warned_of(options, folder, more, tmp_path):
