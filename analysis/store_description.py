@@ -13,6 +13,7 @@ from ..store.committed import read_committed
 from ..store.loading import plan_loading
 from ..store.mixing import MEASURED_BATCH, count_labels, measure_mixing
 from ..store.objects import Objects
+from ..store.part import StorePart
 from ..store.reader import ActivationStore
 from ..store.survey import OFF_CENTRE, SAMPLE_BYTES, survey_array
 from .description import Description, laid_out, table_lines
@@ -109,7 +110,7 @@ def _origin(found: _Findings) -> list[tuple[str, str | list[str]]]:
     tokens = f", {store.tokens_per_image:,} tokens an image" if store.tokens_per_image > 1 else ""
     counted = f" (of the first {found.labels.n_rows:,})" if found.labels.n_rows < store.n_rows else ""
     return [
-        ("images", "; ".join(f"{p.provenance.image_source} ({p.n_images:,})" for p in store.parts)),
+        ("images", "; ".join(_images(part, is_alone=len(store.parts) == 1) for part in store.parts)),
         (
             "rows",
             f"{store.n_rows:,}{tokens}; {len(store.invalid_rows):,} of unreadable images; "
@@ -124,6 +125,11 @@ def _origin(found: _Findings) -> list[tuple[str, str | list[str]]]:
         ("preprocessing", _preprocessing(provenance.preprocessing)),
         ("precision", provenance.precision + precision_error(provenance.precision_error)),
     ]
+
+
+def _images(part: StorePart, *, is_alone: bool) -> str:
+    told = f"{part.provenance.image_source} ({part.n_images:,})"
+    return told if is_alone else f"{part.name}: {told}"
 
 
 def _reading(found: _Findings) -> list[tuple[str, str | list[str]]]:
@@ -153,7 +159,8 @@ def _reading(found: _Findings) -> list[tuple[str, str | list[str]]]:
 def _order(store: ActivationStore) -> str:
     told = {"random": "random, seed {}", "source": "that of the source"}
     orders = [told[part.row_order].format(part.provenance.seed) for part in store.parts]
-    return orders[0] if len(orders) == 1 else "; ".join(f"part {i}: {order}" for i, order in enumerate(orders))
+    named = (f"{part.name}: {order}" for part, order in zip(store.parts, orders, strict=True))
+    return orders[0] if len(orders) == 1 else "; ".join(named)
 
 
 def _mixing(found: _Findings) -> str:

@@ -29,6 +29,9 @@ class StorePart:
     ----------
     objects
         Of the part.
+    reference
+        Where it is, as the store that it is part of names it (`parts/1`, `../other.zarr`); None for the store's own
+        rows.
 
     Raises
     ------
@@ -40,8 +43,10 @@ class StorePart:
         When its metadata is not what was committed.
     """
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, reference: str | None = None) -> None:
         self.objects = objects
+        self.name = part_name(reference)
+        """As messages call it."""
         self.attributes = attributes = read_group_attributes(objects)
         self.metadata_crc32c = check_metadata(objects)  # before anything that the attributes say is believed
         self.n_rows: int = attributes["n_rows"]
@@ -176,6 +181,11 @@ class StorePart:
                 f"{self.objects} holds {done:,} of {self.n_rows:,} rows: the harvest did not finish. "
                 "Run the same `thresher harvest` again to resume it."
             )
+
+
+def part_name(reference: str | None) -> str:
+    """What messages call a part: by where it is, since rows of the store's own, where there are any, come before it."""
+    return "its own rows" if reference is None else f"part {reference}"
 
 
 def check_metadata(objects: Objects) -> str:

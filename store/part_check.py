@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from . import format as f
 from .errors import DamagedStoreError
+from .part import part_name
 from .part_files import ArrayFiles, PartFiles, decoded, fetched, unsealed
 from .records import crc32c, to_hex
 from .static import ordered_values
@@ -32,7 +33,7 @@ class Problem:
     """Where the part is, as the store names it; None for the store's own rows."""
 
     def __str__(self) -> str:
-        where = self.array if self.part is None else f"part {self.part}: {self.array}"
+        where = self.array if self.part is None else f"{part_name(self.part)}: {self.array}"
         if self.chunk is not None:
             where += f", {'window' if self.array == f.THUMBS else 'chunk'} {self.chunk}"
         if self.rows is not None:

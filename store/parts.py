@@ -11,7 +11,7 @@ from .errors import DamagedStoreError, MissingStoreError, StoreError, Unfinished
 from .layout import joining_document, metadata_record
 from .objects import Objects, is_url, open_objects
 from .outside import require_outside_stores
-from .part import StorePart, check_metadata, require_alike
+from .part import StorePart, check_metadata, part_name, require_alike
 from .records import VERIFY, encode_record, read_record
 
 
@@ -29,19 +29,20 @@ def open_parts(objects: Objects) -> list[StorePart]:
     if not holds_rows:
         check_metadata(objects)
     parts = [StorePart(objects)] if holds_rows else []
-    for number, record in part_references(objects):
+    for _, record in part_references(objects):
         place = resolve_part(objects, record["url"])
+        name = f"{part_name(record['url'])} of {objects}"
         try:
-            part = StorePart(place)
+            part = StorePart(place, record["url"])
         except MissingStoreError:
             raise StoreError(
-                f"part {number} of {objects} is not at {place}, where it was joined: put it back there, or join what "
-                "is left with `thresher merge`."
+                f"{name} is not at {place}, where it was joined: put it back there, or join what is left with "
+                "`thresher merge`."
             ) from None
         if part.fingerprint != record["fingerprint"]:
             raise DamagedStoreError(
-                f"part {number} of {objects}, {part.objects}, is another store than was joined: its fingerprint is "
-                f"{part.fingerprint}, not {record['fingerprint']}. Put the one that was joined back there."
+                f"{name}, at {place}, is another store than was joined: its fingerprint is {part.fingerprint}, not "
+                f"{record['fingerprint']}. Put the one that was joined back there."
             )
         parts.append(part)
     if not parts:

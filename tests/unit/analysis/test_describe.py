@@ -12,7 +12,9 @@ from thresher.results import table
 from thresher.store.errors import StoreError
 from thresher.store.format import Site
 from thresher.store.loading import plan_loading
-from thresher.store.parts import merge_stores
+from thresher.store.objects import open_objects
+from thresher.store.parts import add_part, merge_stores, next_part
+from thresher.store.verify import verify_store
 
 
 def told(place):
@@ -181,8 +183,22 @@ def test_the_parts_of_a_store_are_counted_where_they_lie(make_store, tmp_path):
     files = [p for path in (*paths, tmp_path / "both") for p in path.rglob("*") if p.is_file()]
     assert record["size_bytes"] == sum(p.stat().st_size for p in files if p.name != ".lock")
     assert record["n_parts"] == 2
-    assert text["row order"] == "part 0: random, seed 0; part 1: random, seed 1"
+    assert text["row order"] == "part ../a: random, seed 0; part ../b: random, seed 1"
+    assert text["images"] == "part ../a: made up (200); part ../b: made up (200)"
     assert text["rows"].startswith("400; ")
+
+
+def test_a_part_is_called_by_its_folder_as_verify_calls_it(make_store):
+    made = make_store(200)
+    objects = open_objects(made.path)
+    part = next_part(objects)
+    make_store(100, place=part.url, key_prefix="more ", order="source")
+    add_part(objects, part)
+    text, _ = told(made.path)
+    assert text["row order"] == "its own rows: random, seed 0; part parts/1: that of the source"
+    (made.path / "parts/1" / Site(1).path / "c/0/0").unlink()
+    (problem,) = verify_store(made.path).problems
+    assert str(problem).startswith("part parts/1: layers/1/resid_post/cls, chunk 0, rows 200 to 263: ")
 
 
 def test_parts_of_different_codecs_and_chunks_are_told_together(make_store, tmp_path):

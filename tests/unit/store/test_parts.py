@@ -89,7 +89,7 @@ def test_merged_stores_move_together_and_are_checked_when_opened(make_store, tmp
     assert verify_store(tmp_path / "there" / "all.zarr").problems == []
     shutil.rmtree(tmp_path / "there" / "b.zarr")
     make_store(60, name="there/b.zarr", key_prefix="other ", seed=2)
-    with pytest.raises(DamagedStoreError, match=r"part 2 of .* is another store than was joined"):
+    with pytest.raises(DamagedStoreError, match=r"^part \.\./b\.zarr of .*all\.zarr, at .*b\.zarr, is another store"):
         open_store(tmp_path / "there" / "all.zarr")
 
 
@@ -123,7 +123,7 @@ def test_a_part_that_was_moved_away_is_said_to_be_missing_from_the_store_that_jo
     merge_stores([str(a.path), str(b.path)], str(tmp_path / "all.zarr"))
     b.path.rename(tmp_path / "elsewhere.zarr")
     with pytest.raises(
-        StoreError, match=r"part 2 of .*all\.zarr is not at .*b\.zarr, where it was joined: put it back"
+        StoreError, match=r"^part \.\./b\.zarr of .*all\.zarr is not at .*b\.zarr, where it was joined: put it back"
     ):
         open_store(tmp_path / "all.zarr")
     a.path.rename(b.path)
