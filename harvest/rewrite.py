@@ -13,7 +13,7 @@ from .images import ImageSet, open_images
 from .loop import ComputedBatch, computed_batches
 from .options import HarvestOptions
 from .plan import Job, make_decoder, package_versions, select_images
-from .vision import load_tower
+from .vision import LoadedClip, Tower, load_clip, tower_of
 
 Source = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -102,13 +102,40 @@ def recompute_windows(
         As `vision.load_tower` raises them, when the recorded model cannot be loaded any more.
     """
     provenance = spec.provenance
-    tower = load_tower(
+    tower = recorded_tower(load_recorded_clip(provenance), provenance, device)
+    _warn_of_other_versions(provenance, reporter or Reporter())
+    order = spec.order()
+    job = Job(images, tower, spec, order, make_decoder(images, order, tower, spec.thumbnail_px))
+    n_workers = HarvestOptions().workers if workers is None else workers
+    with closing(computed_batches(job, windows, workers=n_workers, held=held)) as computed:
+        yield from computed
+
+
+def load_recorded_clip(provenance: Provenance) -> LoadedClip:
+    """The model of a store, both its towers.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, ConnectionError
+        As `vision.load_tower` raises them, when it cannot be loaded any more.
+    """
+    return load_clip(
         provenance.model,
         provenance.pretrained,
-        device,
         seed=provenance.seed,
         allow_activation_mismatch=True,  # it was settled when the store was made; what matters is compared below
     )
+
+
+def recorded_tower(clip: LoadedClip, provenance: Provenance, device: str = "auto") -> Tower:
+    """The image tower of a store's model, in the store's precision.
+
+    Raises
+    ------
+    StoreError
+        When it is not the one of the store any more: its weights, activation function or preprocessing.
+    """
+    tower = tower_of(clip, device)
     here = {
         "weights_sha256": tower.weights_sha256,
         "quick_gelu": tower.quick_gelu,
@@ -121,13 +148,7 @@ def recompute_windows(
                 f"{provenance.model} ({provenance.pretrained}) is not the model of this store any more: {name} is "
                 f"{getattr(provenance, name)!r} there and {value!r} here."
             )
-    _warn_of_other_versions(provenance, reporter or Reporter())
-    tower = tower.at_precision(provenance.precision)
-    order = spec.order()
-    job = Job(images, tower, spec, order, make_decoder(images, order, tower, spec.thumbnail_px))
-    n_workers = HarvestOptions().workers if workers is None else workers
-    with closing(computed_batches(job, windows, workers=n_workers, held=held)) as computed:
-        yield from computed
+    return tower.at_precision(provenance.precision)
 
 
 def _warn_of_other_versions(provenance: Provenance, reporter: Reporter) -> None:

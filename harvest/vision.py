@@ -194,12 +194,17 @@ def load_tower(
     FileNotFoundError, ConnectionError
         As `resolve_model`.
     """
+    clip = load_clip(model, pretrained, seed=seed, allow_activation_mismatch=allow_activation_mismatch)
+    return tower_of(clip, device).at_precision(precision)
+
+
+def tower_of(clip: LoadedClip, device: str = "cpu") -> Tower:
+    """The image tower of a loaded model, in fp32: its own modules, moved to the device, without gradients."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    clip = load_clip(model, pretrained, seed=seed, allow_activation_mismatch=allow_activation_mismatch)
     visual = clip.model.visual
     assert isinstance(visual, nn.Module)
-    tower = Tower(
+    return Tower(
         visual=visual.requires_grad_(False).to(choose_device(device)),
         name=clip.source.name,
         pretrained=clip.source.pretrained,
@@ -209,7 +214,6 @@ def load_tower(
         preprocess=image_transform_v2(PreprocessCfg(**clip.preprocessing), is_train=False),
         notes=tuple(clip.source.notes),
     )
-    return tower.at_precision(precision)
 
 
 def weights_sha256(visual: nn.Module) -> str:

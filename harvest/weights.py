@@ -42,6 +42,14 @@ class ModelSource:
         """Whether the config's activation function is QuickGELU, x * sigmoid(1.702 x), and not GELU."""
         return bool(self.config.get("quick_gelu", False))
 
+    @property
+    def folder(self) -> Path | None:
+        """Where its config lies; None of a name that open_clip or a hub knows."""
+        if self.name == EMBEDDED:
+            return _EMBEDDED_FOLDER
+        path = Path(self.name)
+        return path if path.is_dir() else path.parent if path.is_file() else None
+
 
 def resolve_model(model: str, pretrained: str | None, *, allow_activation_mismatch: bool = False) -> ModelSource:
     """Find the config and the checkpoint of a model, downloading weights of a tag where they are not cached.
