@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ..launch import read_launch
+
 _POLL_S = 0.05
 _ANSWER = timedelta(minutes=5)  # of the key-value store; it answers in under a millisecond
 _n_joined = 0  # names the keys of each harvest of a process apart
@@ -189,28 +191,22 @@ def join_ranks() -> Ranks:
     Raises
     ------
     ValueError
-        When the environment is half of torchrun's.
+        When the environment is half of torchrun's, or holds numbers that are none.
     """
     global _n_joined
-    n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if n_ranks == 1 or "RANK" not in os.environ:
+    launch = read_launch()
+    if launch is None:
         return Ranks()
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE is {n_ranks}, but {' and '.join(missing)} is not set: start the processes with torchrun."
-        )
     from torch.distributed import PrefixStore, rendezvous
 
     store, rank, n_ranks = next(iter(rendezvous("env://", timeout=_ANSWER)))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     _n_joined += 1
     return _Joined(
-        PrefixStore(f"thresher/harvest/{attempt}/{_n_joined}", store),
+        PrefixStore(f"thresher/harvest/{launch.attempt}/{_n_joined}", store),
         rank,
         n_ranks,
-        int(os.environ.get("LOCAL_RANK", rank)),
-        int(os.environ.get("LOCAL_WORLD_SIZE", n_ranks)),
+        launch.local_rank,
+        launch.n_local,
     )
 
 

@@ -45,6 +45,27 @@ def test_half_an_environment_is_refused(monkeypatch):
         join_ranks()
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two' in the environment, which is not a number from 1"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        ({"RANK": "first"}, "RANK is 'first' in the environment, which is not 0 to 1"),
+        ({"RANK": "2"}, "RANK is '2'"),
+        ({"LOCAL_RANK": "9"}, "LOCAL_RANK is '9'"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE is '0' in the environment, which is not 1 to 2"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http' in the environment, which is not 0 to 65535"),
+    ],
+)
+def test_an_environment_that_holds_no_numbers_is_refused_by_name(monkeypatch, changes, says):
+    whole = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (whole | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^{says}.*: start the processes with torchrun, or unset what it sets\\.$"):
+        join_ranks()
+
+
 def test_processes_join_by_torchruns_environment():
     code = """
 from thresher.harvest.ranks import join_ranks
