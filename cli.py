@@ -9,7 +9,7 @@ import click
 from . import results
 from ._version import __version__
 from .analysis.options import EncodeOptions, StatsOptions
-from .command import FolderPath, StorePlace, echo, edge, given, options_of, to_json
+from .command import FolderPath, GroupedCommand, StorePlace, echo, edge, given, given_values, options_of, to_json
 from .harvest.options import HarvestOptions
 from .progress import ConsoleReporter
 from .train.options import TrainOptions
@@ -35,7 +35,8 @@ def main() -> None:
     \b
     thresher quickstart              the whole chain on built-in pictures
     thresher harvest IMAGES STORE    images to activations
-    thresher train STORE RUN         activations to a sparse autoencoder
+    thresher train STORE RUN         activations to a sparse autoencoder, or to several
+    thresher sweep RUN               those of a sweep beside each other
     thresher encode RUN              its feature activations on the store
     thresher stats RUN               every number and figure
 
@@ -94,10 +95,10 @@ def harvest(context: click.Context, images: tuple[str, ...], store: str, as_json
         echo(to_json(result) if as_json else results.of_harvest(result))
 
 
-@main.command()
+@main.command(cls=GroupedCommand)
 @click.argument("store", type=_PATH_OR_URL)
 @click.argument("run", type=_PATH)
-@options_of(TrainOptions)
+@options_of(TrainOptions, several=True)
 @click.option(
     "--resume", is_flag=True, help="Go on from the last checkpoint of RUN, with the options it was begun with."
 )
@@ -108,22 +109,68 @@ def harvest(context: click.Context, images: tuple[str, ...], store: str, as_json
 def train(context: click.Context, store: str, run: Path, resume: bool, as_json: bool, quiet: bool, **_: Any) -> None:
     """Train a sparse autoencoder on the activations in STORE. Everything about it is written to RUN.
 
+    An option with several values, with commas or by repetition, makes a sweep: all combinations are trained together
+    from one stream of batches, and RUN holds a run for each. An option that only some variants have varies those.
+
     \b
     Example: thresher train imagenet-l22.zarr run-1 --recipe post-2024
     Example: thresher train imagenet-l22.zarr run-2 --k 32 --expansion 16
+    Example: thresher train imagenet-l22.zarr sweep --k 16,32,64 --expansion 8,16
     Example: thresher train imagenet-l22.zarr run-1 --resume
-    Example: torchrun --nproc-per-node 8 -m thresher train imagenet-l22.zarr run-3
     """  # noqa: D301 (\b is the character that click asks for)
     from .train.loop import train as run_training
     from .train.ranks import joined_ranks
     from .train.recipes import resolve_options, resumed_options
+    from .train.run_dir import SWEEP
 
+    values, reporter = given_values(context, TrainOptions), ConsoleReporter(quiet=quiet)
+    is_sweep = any(len(each) > 1 for each in values.values()) or (resume and (run / SWEEP).exists())
     with joined_ranks() as ranks:
-        explicit = given(context, TrainOptions)
-        options = resumed_options(run, explicit) if resume else resolve_options(explicit)
-        result = run_training(options, store, run, ConsoleReporter(quiet=quiet), resume=resume, ranks=ranks)
-    if ranks.rank == 0:  # of the processes of a torchrun, one speaks
+        if is_sweep:
+            from .train.sweep import train_sweep
+
+            sweep = train_sweep(values, store, run, reporter, resume=resume, ranks=ranks)
+        else:
+            explicit = {name: value for name, (value,) in values.items()}
+            options = resumed_options(run, explicit) if resume else resolve_options(explicit)
+            result = run_training(options, store, run, reporter, resume=resume, ranks=ranks)
+    if ranks.rank != 0:  # of the processes of a torchrun, one speaks
+        return
+    if not is_sweep:
         echo(to_json(result) if as_json else results.of_training(result))
+        return
+    from .analysis.sweep_results import gather
+
+    echo(to_json(sweep.to_json()) if as_json else results.of_sweep_training(sweep, gather([run])))
+    if sweep.failures:
+        raise click.ClickException(results.of_failures(sweep))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=_PATH)
+@click.option(
+    "--out",
+    type=_PATH,
+    metavar="DIR",
+    help="Folder for sweep.tsv and figures/pareto.png; by default RUN, where that is one sweep.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier one wrote to --out.")
+@_json
+@edge
+def sweep(runs: tuple[Path, ...], out: Path | None, overwrite: bool, as_json: bool) -> None:
+    """Compare the SAEs of a sweep, or of several RUNs and sweeps.
+
+    Prints what varies between them and their held-out numbers, and draws L0 against explained variance with the
+    Pareto front.
+
+    \b
+    Example: thresher sweep sweep-1
+    Example: thresher sweep sweep-1 sweep-2 run-1 --out comparison
+    """  # noqa: D301 (\b is the character that click asks for)
+    from .analysis.sweep_results import compare
+
+    comparison = compare(runs, out, overwrite=overwrite)
+    echo(to_json(comparison.to_json()) if as_json else results.of_comparison(comparison))
 
 
 @main.command()
@@ -181,7 +228,7 @@ def stats(context: click.Context, run: Path, out: Path | None, as_json: bool, qu
 @_json
 @edge
 def info(path: str, as_json: bool) -> None:
-    """Describe a store or a run.
+    """Describe a store, a run or a sweep.
 
     \b
     Example: thresher info imagenet-l22.zarr

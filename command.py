@@ -17,6 +17,7 @@ import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,79 @@ def _named(kind: click.ParamType, value: Any, param: click.Parameter | None, ctx
     return str(text)
 
 
-def options_of(cls: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a click command an option for each field of an option dataclass, with the field's default and help."""
+class Several(click.ParamType):
+    """One value of another type, or several with commas between them: a tuple of them."""
+
+    def __init__(self, kind: click.ParamType) -> None:
+        self._kind, self.name = kind, kind.name
+
+    def get_metavar(self, *args: Any, **kwargs: Any) -> str | None:
+        """As of the one value."""
+        return self._kind.get_metavar(*args, **kwargs)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The values; a usage error names the first that is none."""
+        if not isinstance(value, str):
+            return (value,)
+        parts = [part.strip() for part in value.split(",")]
+        if not all(parts):
+            self.fail(f"{value!r} holds an empty value.", param, ctx)
+        return tuple(self._kind.convert(part, param, ctx) for part in parts)
+
+
+class GroupedOption(click.Option):
+    """An option that stands below a heading in the help."""
+
+    heading: str | None = None
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options below their headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, those without a heading last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        others: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                heading = getattr(parameter, "heading", None)
+                (groups.setdefault(heading, []) if heading else others).append(record)
+        for heading, records in [*groups.items(), ("Other", others)]:
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def options_of(cls: type, *, several: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a click command an option for each field of an option dataclass, with the field's default and help.
+
+    Parameters
+    ----------
+    several
+        Whether each option takes several values, with commas or by repetition; `given_values` reads them.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         hints = typing.get_type_hints(cls)
+        headings, heading = {}, None
+        for spec in fields(cls):
+            heading = headings[spec.name] = spec.metadata["heading"] or heading
         for spec in reversed(fields(cls)):
-            function = _click_option(spec, hints[spec.name])(function)
+            function = _click_option(spec, hints[spec.name], headings[spec.name], several)(function)
         return function
 
     return decorate
+
+
+def given_values(context: click.Context, cls: type) -> dict[str, tuple[Any, ...]]:
+    """The values that the user gave of each field of an option dataclass, where its options take several.
+
+    In the order of the command line, each value once.
+    """
+    return {
+        name: tuple(dict.fromkeys(chain.from_iterable(value))) if isinstance(value, tuple) else (value,)
+        for name, value in given(context, cls).items()
+    }
 
 
 def given(context: click.Context, cls: type) -> dict[str, Any]:
@@ -101,14 +165,17 @@ def given(context: click.Context, cls: type) -> dict[str, Any]:
     }
 
 
-def _click_option(spec: "Field[Any]", hint: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _click_option(
+    spec: "Field[Any]", hint: Any, heading: str | None, several: bool
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     metadata = spec.metadata
     flag = metadata["flag"] or f"--{spec.name.replace('_', '-')}"
     default = spec.default if spec.default is not MISSING else None
     if spec.default_factory is not MISSING:
         default = spec.default_factory()
     plain = _plain_type(hint)
-    extra: dict[str, Any] = {"help": metadata["help"], "metavar": metadata["metavar"]}
+    cls = type("Option", (GroupedOption,), {"heading": heading}) if heading else click.Option
+    extra: dict[str, Any] = {"help": metadata["help"], "metavar": metadata["metavar"], "cls": cls}
     if plain is bool:
         return click.option(
             spec.name, f"{flag}/--no-{flag[2:]}" if default else flag, is_flag=True, default=default, **extra
@@ -122,6 +189,9 @@ def _click_option(spec: "Field[Any]", hint: Any) -> Callable[[Callable[..., Any]
         kind = click.Choice(metadata["choices"])
     elif kind is Path:
         kind = click.Path(path_type=Path)
+    if several:
+        kind, extra["multiple"] = Several(click.types.convert_type(kind)), True
+        default = () if default is None else (default,)
     return click.option(flag, spec.name, type=kind, default=default, show_default=default not in (None, ()), **extra)
 
 
@@ -194,7 +264,8 @@ def _one_line(error: Exception) -> click.ClickException:
         return click.ClickException(text)
     if isinstance(error, OSError):
         return click.ClickException(_of_system(error))
-    if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+    # torch has an error of its own on a GPU and none on the CPU
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in text:
         context = click.get_current_context(silent=True)
         names = [parameter.opts[0] for parameter in context.command.params] if context is not None else []
         sizes = [name for name in ("--batch-size", "--rows-per-chunk", "--block-rows") if name in names]

@@ -16,6 +16,7 @@ def option(
     flag: str | None = None,
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
+    heading: str | None = None,
     default_factory: Callable[[], Any] | None = None,
 ) -> Any:
     """Declare one option of a command: a dataclass field with its help text.
@@ -32,10 +33,18 @@ def option(
         The words allowed.
     metavar
         Placeholder in the help.
+    heading
+        What `--help` writes above this option and those after it, where a command has many.
     default_factory
         For mutable defaults.
     """
-    metadata = {"help": help, "flag": flag, "choices": tuple(choices) if choices else None, "metavar": metavar}
+    metadata = {
+        "help": help,
+        "flag": flag,
+        "choices": tuple(choices) if choices else None,
+        "metavar": metavar,
+        "heading": heading,
+    }
     if default_factory is not None:
         return field(default_factory=default_factory, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -4,16 +4,21 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .analysis.description import table_lines
 from .progress import format_bytes, format_rate, format_s
 from .store.format import Site
 
 if TYPE_CHECKING:
     from .analysis.encode import EncodeResult
     from .analysis.stats import StatsResult
+    from .analysis.sweep_results import Comparison, SaeResult
     from .harvest.run import HarvestResult
     from .store.verify import VerifyReport
     from .train.loop import TrainResult
+    from .train.sweep import SweepResult
 
+_LISTED_FAILURES = 3  # `sweep` names them all
+_NOTHING = "-"
 _LISTED = 10  # unreadable images named on the screen; `info --json` names them all
 
 
@@ -105,6 +110,75 @@ def of_training(result: "TrainResult") -> str:
             "`thresher stats` counts them."
         )
     return "\n".join([*lines, f"Next: thresher encode {_word(result.run_path)}"])
+
+
+def of_sweep_training(result: "SweepResult", comparison: "Comparison") -> str:
+    """What the training of a sweep made, as a table, and the next command."""
+    n, path = len(result.sweep.members), result.sweep.path
+    lines = [f"{path}: {len(result.results):,} of {n:,} SAEs trained"]
+    first = next(iter(result.results.values()), None)
+    if first is not None:
+        lines[0] += f", {first.steps:,} steps, {first.rows:,} training rows ({first.passes:.2f} passes)"
+    seconds = [each.seconds for each in result.results.values() if not each.was_finished]
+    if seconds:
+        lines[0] += f" in {format_s(max(seconds))}"
+    lines += [_table_of(comparison), f"Next: thresher sweep {_word(path)}"]
+    return "\n".join(lines)
+
+
+def of_failures(result: "SweepResult") -> str:
+    """One line on the SAEs of a sweep that stopped, and why."""
+    failures = [f"{name}: {failure.reason.rstrip('.')}" for name, failure in result.failures.items()]
+    n, rest = len(failures), ""
+    if n > _LISTED_FAILURES:
+        rest = f"; and {n - _LISTED_FAILURES} more"
+    return (
+        f"{n:,} of {len(result.sweep.members):,} SAEs stopped: {'; '.join(failures[:_LISTED_FAILURES])}{rest}. "
+        "--resume tries them again."
+    )
+
+
+def of_comparison(comparison: "Comparison") -> str:
+    """The SAEs of a sweep, or of several runs, beside each other, and where table and figure are."""
+    lines = [_table_of(comparison)]
+    lines += [f"  {each.name} failed: {each.reason}" for each in comparison.results if each.reason]
+    lines += [f"{path}" for path in comparison.files]
+    if not comparison.files:
+        lines.append("Written nowhere: --out DIR writes the table and the figure.")
+    return "\n".join(lines)
+
+
+def _table_of(comparison: "Comparison") -> str:
+    saes = comparison.results
+    # What varies within one sweep says which is which; runs have their names.
+    is_told_by_what_varies = len({tuple(each.varies.items()) for each in saes}) == len(saes) and comparison.varying
+    header = [] if is_told_by_what_varies else ["run"]
+    header += [*comparison.varying, "L0", "expl. var.", "energy", "norm. MSE", "dead", "rows", "status"]
+    rows = [[] if is_told_by_what_varies else [each.name] for each in saes]
+    for row, each in zip(rows, saes, strict=True):
+        row += [_value(each.varies.get(name)) for name in comparison.varying] + _numbers_of(each)
+    return "\n".join(f"  {line}" for line in table_lines(header, rows))
+
+
+def _numbers_of(sae: "SaeResult") -> list[str]:
+    dead = _NOTHING if sae.n_dead is None else f"{sae.n_dead:,}"
+    rows = _NOTHING if sae.n_rows is None else f"{sae.n_rows:,}"
+    status = sae.status if sae.status != "unfinished" or sae.step is None else f"at step {sae.step:,}"
+    return [
+        _NOTHING if sae.l0 is None else f"{sae.l0:.1f}",
+        _NOTHING if sae.explained_variance is None else f"{sae.explained_variance:.4f}",
+        _NOTHING if sae.explained_energy is None else f"{sae.explained_energy:.4f}",
+        _NOTHING if sae.normalized_mse is None else f"{sae.normalized_mse:.4g}",
+        dead,
+        rows,
+        status,
+    ]
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return _NOTHING
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def of_encoding(result: "EncodeResult") -> str:

@@ -1,4 +1,4 @@
-"""Says in words what a store or a run is."""
+"""Says in words what a store, a run or a sweep is."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,15 @@ from ..store import format as f
 from ..store.errors import DamagedStoreError, StoreError, UnfinishedStoreError
 from ..store.objects import open_objects
 from ..store.reader import open_store
-from ..train.run_dir import CONFIG, Run, open_run
-from .description import Description
+from ..train.run_dir import CONFIG, SWEEP, Run, open_run
+from ..train.sweep_dir import open_sweep
+from .description import Description, laid_out, table_lines
 from .store_description import describe_store, describe_unfinished
+from .sweep_results import gather
 
 
 def describe(place: str | Path) -> Description:
-    """Describe the store or the run at a path, or the store at a URL.
+    """Describe the store, the run or the sweep at a path, or the store at a URL.
 
     Raises
     ------
@@ -24,6 +26,8 @@ def describe(place: str | Path) -> Description:
     objects = open_objects(place)
     if objects.local is not None and (objects.local / CONFIG).exists():
         return _describe_run(objects.local)
+    if objects.local is not None and (objects.local / SWEEP).exists():
+        return _describe_sweep(objects.local)
     if any(objects.exists(name) for name in (f.GROUP_JSON, f.CREATING, f.METADATA_RECORD)):
         try:
             return describe_store(open_store(objects))
@@ -62,6 +66,28 @@ def _describe_run(path: Path) -> Description:
         numbers = [f"{name} {_short(stats[name])}" for name in shown if isinstance(stats.get(name), (int, float))]
         lines.append(("statistics", ", ".join(numbers)))
     return Description(f"Run {path}", lines, record)
+
+
+def _describe_sweep(path: Path) -> Description:
+    sweep, saes = open_sweep(path), gather([path]).results
+    counts = {status: sum(sae.status == status for sae in saes) for status in ("finished", "failed", "unfinished")}
+    state = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+    if counts["finished"] < len(saes):
+        state += f": `thresher train {sweep.store_path} {path} --resume` goes on"
+    lines: list[tuple[str, str | list[str]]] = [
+        ("SAEs", f"{len(saes)} of one stream of batches: {state}"),
+        ("store", sweep.store_path),
+    ]
+    rows = [[sae.name, sae.status, _or_nothing(sae.l0), _or_nothing(sae.explained_variance)] for sae in saes]
+    lines.append(("", table_lines(["run", "", "L0", "explained variance"], rows)))
+    lines += [(sae.name, f"failed: {sae.reason}") for sae in saes if sae.reason]
+    lines.append(("results", f"`thresher sweep {path}` compares them; each is a run of its own, as {saes[0].path}"))
+    record = {"kind": "sweep", "path": str(path), **sweep.to_json()}
+    return Description(f"Sweep {path}", laid_out(lines), record)
+
+
+def _or_nothing(value: float | None) -> str:
+    return "-" if value is None else _short(value)
 
 
 def _last_training_line(run: Run) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def density_figure(statistics: FeatureStatistics, split: UldSplit) -> "Figure":
     """Histogram of log10 density of the alive features; the dead ones, who have no logarithm, are counted beside it."""
     alive = statistics.is_alive
     log_density = np.log10(statistics.density[alive])
-    with _figure(height_in=3.4) as (figure, axes):
+    with figure_of_height(3.4) as (figure, axes):
         edges = _log_edges(log_density)
         _histogram(axes, log_density, edges, _is_uld(split, alive))
         axes.set_xlabel("density: share of rows on which the feature is > 0 (log scale)")
@@ -102,7 +102,7 @@ def label_entropy_figure(statistics: FeatureStatistics, split: UldSplit) -> "Fig
     entropy = statistics.label_entropy
     defined = np.isfinite(entropy)
     ceiling = math.log(statistics.k)
-    with _figure(height_in=3.4) as (figure, axes):
+    with figure_of_height(3.4) as (figure, axes):
         edges = np.linspace(0, max(ceiling, 1e-9), 31)
         # ln k as float32 lies above ln k for many k: outside the last bin
         shown = np.clip(entropy[defined].astype(np.float64), 0, edges[-1])
@@ -196,7 +196,7 @@ def _scatter_title(statistics: FeatureStatistics, n_undefined: int) -> str:
 
 def l0_figure(statistics: FeatureStatistics) -> "Figure":
     """Histograms of the number of features > 0, and > 0.1, on a row."""
-    with _figure(height_in=3.4) as (figure, axes):
+    with figure_of_height(3.4) as (figure, axes):
         for counts, summary, colour, name in (
             (statistics.l0_counts, statistics.l0, BLUE, "> 0"),
             (statistics.l0_above_counts, statistics.l0_above, ORANGE, "> 0.1"),
@@ -324,8 +324,9 @@ def _style() -> Iterator[None]:
 
 
 @contextmanager
-def _figure(*, height_in: float) -> "Iterator[tuple[Figure, Axes]]":
-    # A Figure without pyplot draws by Agg, needs no display and is freed with its last reference.
+def figure_of_height(height_in: float) -> "Iterator[tuple[Figure, Axes]]":
+    """A figure of the house's style and width, with axes."""
+    # Without pyplot, it draws by Agg, needs no display and is freed with its last reference.
     from matplotlib.figure import Figure
 
     with _style():

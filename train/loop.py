@@ -1,15 +1,16 @@
 """The training of one SAE, or of several from one stream of batches: from a store to run directories."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..devices import choose_device
 from ..progress import Reporter, Task, format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import FolderLock
@@ -25,11 +26,14 @@ from .resources import check_space, disk_bytes, memory_bytes
 from .run_dir import Run, create_run, make_folder, open_run
 from .signals import StopRequest
 
+FAILURES = (StoreError, OSError, MemoryError, RuntimeError)
+"""What one SAE may end by alone; of the RuntimeErrors, those of memory."""
+
 _FORECAST_AFTER_S = 5.0  # a large SAE on a CPU takes half a minute a step: minutes until the first logged one
 
 STREAM_OPTIONS = (
     *("token", "batch_size", "rows", "device", "loader_memory"),
-    *("checkpoint_every", "log_every", "eval_every", "eval_rows", "overwrite"),
+    *("checkpoint_every", "log_every", "eval_every", "eval_rows", "tensorboard", "wandb", "overwrite"),
 )
 """What the members of a sweep share: the stream of batches, and when all of them write."""
 
@@ -40,6 +44,16 @@ class Failure:
 
     run_path: Path
     reason: str
+
+
+class SweepRecord(Protocol):
+    """What is written about the runs of a sweep together."""
+
+    def writing(self) -> AbstractContextManager[object]:
+        """Make the folder of the sweep, held against others until the end; before any run is made."""
+
+    def failed(self, failure: Failure) -> None:
+        """Note a run that stopped alone."""
 
 
 def train(
@@ -88,6 +102,7 @@ def train_together(
     *,
     resume: bool = False,
     ranks: Ranks = ALONE,
+    sweep: SweepRecord | None = None,
 ) -> tuple[list[TrainResult], list[Failure]]:
     """Train several SAEs from one stream of batches, each into its own run directory.
 
@@ -97,18 +112,20 @@ def train_together(
     ----------
     members
         The options of each run directory, alike in `STREAM_OPTIONS` and in the order of the rows.
+    sweep
+        Told what becomes of them; without it, the error of any is raised.
 
     Returns
     -------
     results
         Of the members that finished, in their order.
     failures
-        Of those that stopped alone; where none is left, the last one's error is raised.
+        Of those that stopped alone.
     """
-    reporter = reporter or Reporter()
+    reporter = reporter if reporter is not None and ranks.rank == 0 else Reporter()
     _check_stream(members)
     started = {path: open_run(path) if resume and (path / "config.json").exists() else None for path in members}
-    if resume and len(members) == 1:
+    if resume and sweep is None:
         started = {path: open_run(path) for path in members}
     first = next(iter(members.values()))
     # A store that has grown is read as it was when the run was started.
@@ -118,20 +135,22 @@ def train_together(
     require_training_rows(store)
     sites = list(dict.fromkeys(site for pair in places.values() for site in pair if site is not None))
     arrays = [store.activations(site) for site in sites]
-    device = choose_device(first.device)
+    device = ranks.device(first.device)
     plan = (
         plan_loading(arrays, first.batch_size, round(first.loader_memory * 1e9))
         if known is None
         else known.loading_plan
     )
+    _check_members(store, members, places, started)
     with ExitStack() as stack:
         runs = {}
-        for path, options in members.items():
-            if ranks.rank == 0:
+        if sweep is not None and ranks.rank == 0:
+            stack.enter_context(sweep.writing())
+        if ranks.rank == 0:
+            for path, options in members.items():
                 runs[path] = _open_member(stack, store, path, options, places[path], plan, started[path])
-        ranks.wait()
-        if ranks.rank != 0:
-            runs = {path: open_run(path) for path in members}
+        configs = json.loads(ranks.tell(json.dumps([run.config for run in runs.values()])))
+        runs = {path: Run(path, config) for path, config in zip(members, configs, strict=True)}
         if all(run.is_finished for run in runs.values()):
             for path, options in members.items():
                 reporter.say(f"{path} is finished: {options.steps:,} steps. Nothing to resume.")
@@ -146,7 +165,7 @@ def train_together(
             n_ranks=ranks.n_ranks,
         )
         sources = {path: _source(arrays, sites, *places[path]) for path in members}
-        return _Training(runs, members, sources, loader, device, reporter, ranks).run()
+        return _Training(runs, members, sources, loader, device, reporter, ranks, sweep).run()
 
 
 def _check_stream(members: Mapping[Path, TrainOptions]) -> None:
@@ -169,6 +188,28 @@ def _source(arrays: Sequence[ActivationArray], sites: Sequence[Site], site: Site
     return Source(arrays[index], arrays[target_index], index, target_index)
 
 
+def _check_members(
+    store: ActivationStore,
+    members: Mapping[Path, TrainOptions],
+    places: Mapping[Path, tuple[Site, Site | None]],
+    started: Mapping[Path, Run | None],
+) -> None:
+    """Check all of them before anything is written."""
+    sizes = []
+    for path, options in members.items():
+        site, _ = places[path]
+        d_in = store.activations(site).d_in
+        size = (d_in, options.d_sae(d_in))
+        run = started[path]
+        if run is None:
+            sizes.append(size)
+        else:
+            check_resumable(run, options, store, site)
+    if sizes:
+        first = next(iter(members))
+        check_space(first if len(members) == 1 else first.parent, sizes)
+
+
 def _open_member(
     stack: ExitStack,
     store: ActivationStore,
@@ -180,12 +221,8 @@ def _open_member(
 ) -> Run:
     """The run directory of a member, made or gone on with, locked until the end."""
     site, target = places
-    d_in = store.activations(site).d_in
-    d_sae = options.d_sae(d_in)
-    if started is not None:
-        check_resumable(started, options, store, site)
-    else:
-        check_space(path, d_in, d_sae)
+    d_sae = options.d_sae(store.activations(site).d_in)
+    if started is None:
         make_folder(path)
     stack.enter_context(closing(FolderLock(path)))  # before --overwrite removes anything
     if started is not None:
@@ -206,6 +243,7 @@ class _Training:
         device: torch.device,
         reporter: Reporter,
         ranks: Ranks,
+        sweep: SweepRecord | None,
     ) -> None:
         self._options = next(iter(members.values()))
         self._loader, self._device, self._reporter, self._ranks = loader, device, reporter, ranks
@@ -213,14 +251,17 @@ class _Training:
         self._failures: list[Failure] = []
         self._members: dict[Path, Member] = {}
         self._order = list(members)
+        self._sweep = sweep
         for path, run in runs.items():
             if run.is_finished:
                 self._results[path] = _finished_result(run)
-            else:
+                continue
+            try:
                 self._members[path] = Member(run, members[path], sources[path], loader, device, ranks)
-        self._step = min(member.state.step for member in self._members.values())
+            except FAILURES as error:
+                self._fail(path, error)
+        self._step = min((member.state.step for member in self._members.values()), default=self._options.steps)
         self._stop = StopRequest()
-        self._is_sweep = len(members) > 1
 
     def run(self) -> tuple[list[TrainResult], list[Failure]]:
         """Train to the last step."""
@@ -231,21 +272,32 @@ class _Training:
                 for path, member in list(self._members.items()):
                     try:
                         self._results[path] = member.finish()
-                    except (StoreError, OSError) as error:
-                        self._drop(path, error)
+                    except FAILURES as error:
+                        self._fail(path, error)
+                self._ranks.wait()
         finally:
             for member in self._members.values():
                 member.close()
         return [self._results[path] for path in self._order if path in self._results], self._failures
 
-    def _drop(self, path: Path, error: Exception) -> None:
-        """Go on without a member that failed; raise where it was the last one."""
-        if len(self._members) + len(self._results) <= 1 or self._ranks.n_ranks > 1:
+    def _fail(self, path: Path, error: Exception) -> None:
+        """Go on without a member that failed; raise where it is none of a sweep.
+
+        Several processes go on together only from what stops a member in all of them.
+        """
+        is_of_all = self._ranks.n_ranks == 1 or isinstance(error, TrainingStopped)
+        is_of_memory = _is_out_of_memory(error)
+        if self._sweep is None or not is_of_all or (isinstance(error, RuntimeError) and not is_of_memory):
             raise error
-        reason = " ".join(str(error).split())
-        self._failures.append(Failure(path, reason))
-        self._members.pop(path).close()
-        self._reporter.warn(f"{path} stopped, the others go on: {reason}")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        failure = Failure(path, f"out of memory: {reason[:200]}" if is_of_memory else reason)
+        self._failures.append(failure)
+        if self._ranks.rank == 0:
+            self._sweep.failed(failure)
+        member = self._members.pop(path, None)
+        if member is not None:
+            member.close()
+        self._reporter.warn(f"{path} stopped, the others go on: {failure.reason}")
 
     def _announce(self) -> None:
         options, loader = self._options, self._loader
@@ -299,6 +351,8 @@ class _Training:
             start = (time.monotonic(), self._step)
             is_forecast = False
             for batch in batches:
+                if not self._members:
+                    break
                 for path, member in list(self._members.items()):
                     if member.state.step == self._step:  # one that was resumed may be ahead
                         self._take(path, member, batch)
@@ -316,13 +370,16 @@ class _Training:
             result = member.take_step(batch)
             member.log_step(batch, result)
             member.after_step()
-        except (StoreError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            self._drop(path, error)
+        except FAILURES as error:
+            self._fail(path, error)
 
     def _show(self, task: Task) -> None:
-        if self._is_sweep:
+        if self._sweep is not None or len(self._order) > 1:
             task.advance(self._options.batch_size)
-            task.show_rows([{"run": path.name, **member.shown} for path, member in self._members.items()])
+            task.show_rows(
+                [{"run": path.name, **member.shown} for path, member in self._members.items()]
+                + [{"run": failure.run_path.name, "step": "stopped"} for failure in self._failures]
+            )
         else:
             (member,) = self._members.values()
             task.advance(self._options.batch_size, **member.shown)
@@ -346,11 +403,20 @@ class _Training:
         if not name or step >= options.steps:
             return
         text = f"stopped by {name} after step {step:,} of {options.steps:,}"
-        for member in self._members.values():
-            member.checkpoint()
-            member.log.say(text)
-        place = self._order[0] if not self._is_sweep else self._order[0].parent
+        for path, member in list(self._members.items()):
+            try:
+                member.checkpoint()
+                member.log.say(text)
+            except FAILURES as error:
+                self._fail(path, error)
+        self._ranks.wait()  # torchrun ends all processes with the first that ends: not before it is written
+        place = self._order[0] if self._sweep is None else self._order[0].parent
         raise TrainingStopped(f"{place}: {text}, checkpoint written: go on with the same command and --resume.")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or on the CPU, where torch has no error of its own for it."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _finished_result(run: Run) -> TrainResult:

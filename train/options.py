@@ -38,7 +38,10 @@ _USUAL_REMEDY = {"topk": "auxk", "batchtopk": "auxk", "matryoshka": "auxk", "jum
 # What may differ between a run and its resumption: nothing here changes a weight. (Another device changes their last
 # bits, as another machine does.)
 FREE_ON_RESUME = frozenset(
-    {"device", "loader_memory", "overwrite", "checkpoint_every", "log_every", "eval_every", "eval_rows"}
+    {
+        *("device", "loader_memory", "overwrite", "checkpoint_every", "log_every", "eval_every", "eval_rows"),
+        *("tensorboard", "wandb"),
+    }
 )
 
 
@@ -49,15 +52,39 @@ class TrainOptions:
     `recipes.resolve_options` lays the options a user gave over a named recipe.
     """
 
-    recipe: str | None = option("Named settings; options given beside it win.", default=None, choices=("post-2024",))
+    recipe: str | None = option(
+        "Named settings; options given beside it win.", default=None, choices=("post-2024",), heading="What is read"
+    )
     layer: int | None = option("Layer (0-based) to train on, when the store holds several.", default=None)
     site: str | None = option("Site to train on, when the store holds several.", default=None)
     token: str | None = option(
         "Token that the store must hold; a store holds one kind, so this only checks.", default=None
     )
-    variant: str = option("Kind of SAE.", default="topk", choices=VARIANTS)
+    to_layer: int | None = option(
+        "Layer (0-based) to reconstruct in place of the one read: a transcoder.", default=None
+    )
+    to_site: str | None = option("Site to reconstruct in place of the one read: a transcoder.", default=None)
+    variant: str = option("Kind of SAE.", default="topk", choices=VARIANTS, heading="What it is")
     expansion: float = option("Features per input dimension: d_sae = expansion x d_in.", default=16.0)
-    k: int = option("Features kept a row (topk), or as a mean over a batch (batchtopk, matryoshka).", default=32)
+    normalize: str = option(
+        "Scaling of the input, part of the SAE: each coordinate to mean 0 and deviation 1; the mean norm to "
+        "sqrt(d_in); or each row to mean 0 and deviation 1.",
+        default="standardize",
+        choices=NORMALISATIONS,
+    )
+    b_dec_init: str = option("Where the decoder bias starts.", default="mean", choices=B_DEC_INITS)
+    encoder_init: str = option(
+        "Encoder at the decoder's transpose, or drawn independently of it.", default="transpose", choices=ENCODER_INITS
+    )
+    error: str | None = option(
+        "Reconstruction error: squared, or squared over the row's norm as in the post; by default that of the post "
+        "for relu.",
+        default=None,
+        choices=ERRORS,
+    )
+    k: int = option(
+        "Features kept a row (topk), or as a mean over a batch (batchtopk, matryoshka).", default=32, heading="Sparsity"
+    )
     groups: int = option(
         "Nested prefixes (variant matryoshka): each is twice as long as the one before, the last has all features.",
         default=5,
@@ -75,17 +102,20 @@ class TrainOptions:
     )
     bandwidth: float = option("Width of the kernel that trains thresholds (variant jumprelu).", default=0.05)
     initial_threshold: float = option("Where thresholds start (variant jumprelu).", default=0.01)
-    error: str | None = option(
-        "Reconstruction error: squared, or squared over the row's norm as in the post; by default that of the post "
-        "for relu.",
+    dead_remedy: str | None = option(
+        "What revives dead features: the post's ghost gradients, AuxK, JumpReLU's pre-activation loss, Anthropic's "
+        "resampling; by default that of the variant's paper (relu: none).",
         default=None,
-        choices=ERRORS,
+        choices=DEAD_REMEDIES,
+        heading="Dead features",
     )
-    to_layer: int | None = option(
-        "Layer (0-based) to reconstruct in place of the one read: a transcoder.", default=None
+    dead_after_rows: int = option("A feature that did not fire on more rows than this is dead.", default=65_536)
+    aux: float = option("Coefficient of AuxK, or of the pre-activation loss.", default=1 / 32)
+    aux_k: int | None = option(
+        "Dead features that AuxK uses a row; by default the power of two nearest d_in / 2.", default=None
     )
-    to_site: str | None = option("Site to reconstruct in place of the one read: a transcoder.", default=None)
-    lr: float = option("Peak learning rate of Adam.", default=4e-4)
+    resample_every: int = option("Steps between resamplings (--dead-remedy resample).", default=2500)
+    lr: float = option("Peak learning rate of Adam.", default=4e-4, heading="Optimiser")
     warmup: int = option("Steps of linear warm-up.", default=500)
     schedule: str = option("How the rate falls over the last --decay of the run.", default="linear", choices=SCHEDULES)
     decay: float = option("Share of the run, at its end, over which the rate falls to zero.", default=0.2)
@@ -93,52 +123,44 @@ class TrainOptions:
     beta2: float = option("Adam's decay of the mean squared gradient.", default=0.999)
     weight_decay: float = option("Weight decay: above 0 the optimiser is AdamW.", default=0.0)
     clip_norm: float = option("Norm that the gradients are scaled down to; 0 for never.", default=0.0)
-    batch_size: int = option("Rows a step.", default=1024)
-    rows: int = option("Training rows, counted with repeats; rounded down to whole batches.", default=2_621_440)
-    seed: int = option(
-        "Seed of the initial weights, and of the order of the rows unless --order-seed is given.", default=0
-    )
-    order_seed: int | None = option("Seed of the order of the rows.", default=None)
     micro_batch_size: int | None = option(
         "Rows taken at once: a step adds up the gradients of its batch, the same at any size. By default as many as "
         "256 MB of pre-activations hold.",
         default=None,
     )
-    b_dec_init: str = option("Where the decoder bias starts.", default="mean", choices=B_DEC_INITS)
-    encoder_init: str = option(
-        "Encoder at the decoder's transpose, or drawn independently of it.", default="transpose", choices=ENCODER_INITS
-    )
-    normalize: str = option(
-        "Scaling of the input, part of the SAE: each coordinate to mean 0 and deviation 1; the mean norm to "
-        "sqrt(d_in); or each row to mean 0 and deviation 1.",
-        default="standardize",
-        choices=NORMALISATIONS,
-    )
-    dead_remedy: str | None = option(
-        "What revives dead features: the post's ghost gradients, AuxK, JumpReLU's pre-activation loss, Anthropic's "
-        "resampling; by default that of the variant's paper (relu: none).",
-        default=None,
-        choices=DEAD_REMEDIES,
-    )
-    aux: float = option("Coefficient of AuxK, or of the pre-activation loss.", default=1 / 32)
-    resample_every: int = option("Steps between resamplings (--dead-remedy resample).", default=2500)
-    aux_k: int | None = option(
-        "Dead features that AuxK uses a row; by default the power of two nearest d_in / 2.", default=None
-    )
-    dead_after_rows: int = option("A feature that did not fire on more rows than this is dead.", default=65_536)
     precision: str = option(
         "Precision of the matmul inputs; weights and Adam stay fp32.", default="fp32", choices=PRECISIONS
     )
     device: str = option("auto, cpu, cuda, cuda:N or mps.", default="auto")
-    checkpoint_every: int = option("Steps between checkpoints; 0 for none but on a stop.", default=500)
-    log_every: int = option("Steps between logged training metrics.", default=20)
-    eval_every: int = option("Steps between evaluations on held-out rows; 0 for the end only.", default=500)
-    eval_rows: int = option("Most held-out rows to evaluate on; 0 for all.", default=16_384)
+    rows: int = option(
+        "Training rows, counted with repeats; rounded down to whole batches.",
+        default=2_621_440,
+        heading="Stream of rows",
+    )
+    batch_size: int = option("Rows a step.", default=1024)
+    seed: int = option(
+        "Seed of the initial weights, and of the order of the rows unless --order-seed is given; of several, the first "
+        "orders the rows for all.",
+        default=0,
+    )
+    order_seed: int | None = option("Seed of the order of the rows.", default=None)
     loader_memory: float = option(
         "Memory, in GB, to mix the rows of a store that is not in random order, or is compressed or in a bucket.",
         default=1.0,
     )
-    overwrite: bool = option("Replace an existing run.", default=False)
+    checkpoint_every: int = option(
+        "Steps between checkpoints; 0 for none but on a stop.", default=500, heading="Writing"
+    )
+    log_every: int = option("Steps between logged training metrics.", default=20)
+    eval_every: int = option("Steps between evaluations on held-out rows; 0 for the end only.", default=500)
+    eval_rows: int = option("Most held-out rows to evaluate on; 0 for all.", default=16_384)
+    tensorboard: bool = option("Write what is logged to RUN/tensorboard too.", default=False)
+    wandb: str | None = option(
+        "Weights & Biases project to log to as well; with WANDB_MODE=offline into RUN/wandb.",
+        default=None,
+        metavar="PROJECT",
+    )
+    overwrite: bool = option("Replace an existing run, or a sweep by a sweep.", default=False)
 
     def __post_init__(self) -> None:
         self._check_choices()

@@ -45,6 +45,14 @@ def resolve_options(explicit: Mapping[str, Any]) -> TrainOptions:
     ValueError
         For an unknown recipe, a value that is never allowed, or an option that the variant does not have.
     """
+    options = lay_over_recipe(explicit)
+    for reason in misplaced_options(options, explicit).values():
+        raise ValueError(reason)
+    return options
+
+
+def lay_over_recipe(explicit: Mapping[str, Any]) -> TrainOptions:
+    """As `resolve_options`, but options that the variant does not have are let stand."""
     recipe = explicit.get("recipe")
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"--recipe {recipe} must be one of {', '.join(RECIPES)}")
@@ -53,20 +61,25 @@ def resolve_options(explicit: Mapping[str, Any]) -> TrainOptions:
     settings = {name: value for name, value in settings.items() if variant in VARIANTS_OF.get(name, (variant,))}
     if variant != settings.get("variant", variant):  # the recipe's are those of its own variant
         settings = {name: value for name, value in settings.items() if name not in ("error", "dead_remedy")}
-    options = TrainOptions(**{**settings, **explicit})
-    for name, value in explicit.items():
-        if value is not False and variant not in VARIANTS_OF.get(name, (variant,)):
-            raise ValueError(
-                f"--{name.replace('_', '-')} {value} is for variant {' or '.join(VARIANTS_OF[name])} and this run is "
-                f"{variant}: leave it out, or give --variant {VARIANTS_OF[name][0]}"
-            )
+    return TrainOptions(**{**settings, **explicit})
+
+
+def misplaced_options(options: TrainOptions, explicit: Mapping[str, Any]) -> dict[str, str]:
+    """Those of the given options that the SAE would ignore, each with the reason in one line."""
+    reasons = {}
     for name, remedies in REMEDIES_OF.items():
         if name in explicit and options.resolved_dead_remedy not in remedies:
-            raise ValueError(
+            reasons[name] = (
                 f"--{name.replace('_', '-')} {explicit[name]} goes with --dead-remedy {' or '.join(remedies)}, and "
                 f"this run has {options.resolved_dead_remedy}"
             )
-    return options
+    for name, value in explicit.items():
+        if value is not False and options.variant not in VARIANTS_OF.get(name, (options.variant,)):
+            reasons[name] = (
+                f"--{name.replace('_', '-')} {value} is for variant {' or '.join(VARIANTS_OF[name])} and this run is "
+                f"{options.variant}: leave it out, or give --variant {VARIANTS_OF[name][0]}"
+            )
+    return reasons
 
 
 def resumed_options(run_path: Path | str, explicit: Mapping[str, Any]) -> TrainOptions:

@@ -1,5 +1,6 @@
 """What a run needs of the machine's memory and disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..progress import format_bytes
@@ -17,11 +18,11 @@ def disk_bytes(d_in: int, d_sae: int) -> int:
     return 4 * 2 * d_in * d_sae * (1 + 2 * 3)
 
 
-def check_space(run_path: Path, d_in: int, d_sae: int) -> None:
-    """Raise `StoreError` where the disk does not hold the run."""
-    needed, free = disk_bytes(d_in, d_sae), free_bytes(run_path)
+def check_space(run_path: Path, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise `StoreError` where the disk does not hold runs of these (d_in, d_sae)."""
+    needed, free = sum(disk_bytes(*size) for size in sizes), free_bytes(run_path)
     if needed > free:
         raise StoreError(
             f"{run_path} needs {format_bytes(needed)} while training, {format_bytes(free)} are free: "
-            "make room, or lower --expansion."
+            f"make room, or {'lower --expansion' if len(sizes) == 1 else 'train fewer SAEs at once'}."
         )

@@ -23,6 +23,7 @@ from .options import FREE_ON_RESUME, TrainOptions
 FORMAT = "thresher-run"
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, METRICS, LOG, CHECKPOINT = "config.json", "sae.safetensors", "metrics.jsonl", "log.txt", "checkpoint"
+SWEEP = "sweep.json"  # in a folder of runs
 
 # All that Thresher writes into a run: what --overwrite removes. Anything else in the folder is the user's.
 RUN_FILES = (
@@ -31,6 +32,8 @@ RUN_FILES = (
     METRICS,
     LOG,
     CHECKPOINT,
+    "tensorboard",
+    "wandb",
     "features.zarr",
     "stats.zarr",
     "stats.json",
@@ -143,6 +146,11 @@ def open_run(path: Path | str) -> Run:
     try:
         config = json.loads((path / CONFIG).read_text())
     except (FileNotFoundError, NotADirectoryError):
+        if (path / SWEEP).exists():
+            example = next((each.parent.name for each in sorted(path.glob(f"*/{CONFIG}"))), "k=32")
+            raise StoreError(
+                f"{path} is a sweep of several SAEs: name one of them, such as {path / example}."
+            ) from None
         raise StoreError(f"{path} is not a run directory: it holds no {CONFIG} (`train STORE RUN`).") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedStoreError(f"{path / CONFIG} is damaged: {error}") from error
@@ -175,21 +183,29 @@ def create_run(path: Path, config: Mapping[str, Any], *, overwrite: bool) -> Run
     make_folder(path)
     if any(path.iterdir()):
         is_run = (path / CONFIG).exists()
+        if (path / SWEEP).exists():
+            raise StoreError(f"{path} holds a sweep of several SAEs, which a run does not replace: choose another RUN.")
         if not is_run:
             raise StoreError(f"{path} exists and is not a run directory: choose another RUN.")
         if not overwrite:
             raise StoreError(
                 f"{path} already holds a run: go on with it (--resume), replace it (--overwrite) or choose another."
             )
-        # The configuration goes last: a killed overwrite still leaves a run that --overwrite knows.
-        for name in (*RUN_FILES[1:], CONFIG):
-            _remove(path / name)
+        remove_run(path)
     record = {"format": FORMAT, "format_version": FORMAT_VERSION, **config}
     write_atomically(path / CONFIG, json.dumps(record, indent=1).encode() + b"\n")
     return Run(path, json.loads(json.dumps(record)))
 
 
-def _remove(path: Path) -> None:
+def remove_run(path: Path) -> None:
+    """Remove a run, but for what is not of Thresher."""
+    # The configuration goes last: a killed overwrite still leaves a run that --overwrite knows.
+    for name in (*RUN_FILES[1:], CONFIG):
+        remove(path / name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, where there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
