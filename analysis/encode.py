@@ -129,7 +129,7 @@ class _Source:
 
 def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
     from ..devices import choose_device
-    from ..train.configuration import is_training_store, require_training_store
+    from ..train.configuration import is_training_store, one_site, require_training_store
     from ..train.run_dir import open_run
 
     run = open_run(run_path)
@@ -137,9 +137,9 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
         try:
             store = open_store(run.store_path, n_parts=run.n_store_parts)
         except MissingStoreError:
+            how = "imported for" if run.is_imported else "trained on"
             raise StoreError(
-                f"{run_path} was trained on {run.store_path}, where there is no store any more: say where it is with "
-                "--store."
+                f"{run_path} was {how} {run.store_path}, where there is no store any more: say where it is with --store."
             ) from None
         try:
             require_training_store(run, store)
@@ -147,14 +147,19 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
             raise StoreError(f"{error} To encode another store of the same site, name it with --store.") from None
     else:
         store = open_store(options.store)
-    array = store.activations(run.site)
+    if run.known_site is None:
+        array = store.activations(one_site(store, None, None, None, ("--layer", "--site", "--token")))
+    else:
+        array = store.activations(run.site)
     is_same = is_training_store(run, store)
     what = f"{store.url} does not fit the SAE of {run_path}"
-    Provenance.from_json(run.provenance).require_same_space(store.provenance, what)
+    if run.has_store:
+        Provenance.from_json(run.provenance).require_same_space(store.provenance, what)
     if not is_same and options.split != "all":
-        raise ValueError(
-            f"split must be all for {store.url}: the run was trained on another store, so that none of its rows is "
-            f"a training row; got {options.split!r}"
+        why = "trained on another store, so that none of its rows is a training row"
+        if run.is_imported:
+            why = "imported, and which rows it was trained on is not known"
+        raise ValueError(f"split must be all for {store.url}: the run was {why}; got {options.split!r}"
         )
     sae = run.load_sae(choose_device(options.device))
     if sae.d_in != array.d_in:

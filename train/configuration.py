@@ -18,7 +18,7 @@ from .run_dir import Run, check_same
 
 def choose_site(store: ActivationStore, options: TrainOptions) -> Site:
     """The one site of the store that `layer`, `site` and `token` allow; `StoreError` lists them otherwise."""
-    return _one_site(store, options.layer, options.site, options.token, ("--layer", "--site", "--token"))
+    return one_site(store, options.layer, options.site, options.token, ("--layer", "--site", "--token"))
 
 
 def choose_target(store: ActivationStore, options: TrainOptions, source: Site) -> Site | None:
@@ -26,7 +26,7 @@ def choose_target(store: ActivationStore, options: TrainOptions, source: Site) -
     if not options.is_transcoder:
         return None
     layer = source.layer if options.to_layer is None else options.to_layer
-    target = _one_site(
+    target = one_site(
         store, layer, options.to_site or source.site, source.token, ("--to-layer", "--to-site", "--token")
     )
     if target == source:
@@ -34,9 +34,10 @@ def choose_target(store: ActivationStore, options: TrainOptions, source: Site) -
     return target
 
 
-def _one_site(
+def one_site(
     store: ActivationStore, layer: int | None, site: str | None, token: str | None, flags: tuple[str, str, str]
 ) -> Site:
+    """The one site of a store that fits; `StoreError` lists them, and the options that choose, otherwise."""
     fits = [
         each
         for each in store.sites
@@ -114,9 +115,15 @@ def _arrays(store: ActivationStore) -> dict[str, Any]:
 
 def is_training_store(run: Run, store: ActivationStore) -> bool:
     """Whether a store, opened with as many parts as it had then, is the one that a run was trained on."""
+    # Which rows an imported SAE was trained on is not known.
+    return not run.is_imported and is_recorded_store(run, store)
+
+
+def is_recorded_store(run: Run, store: ActivationStore) -> bool:
+    """Whether a store, opened with as many parts as it had then, is the one that a run's configuration names."""
     # A harvest that could not read the same images as an earlier one has the metadata of that one all the same.
-    recorded = run.config["store"]
-    return (recorded["fingerprint"], recorded.get("n_valid")) == (store.fingerprint, store.n_valid)
+    recorded = run.config.get("store", {})
+    return (recorded.get("fingerprint"), recorded.get("n_valid")) == (store.fingerprint, store.n_valid)
 
 
 def require_training_store(run: Run, store: ActivationStore) -> None:
@@ -127,7 +134,7 @@ def require_training_store(run: Run, store: ActivationStore) -> None:
     StoreError
         Naming the first field that differs: of the provenance, of the arrays, of the images.
     """
-    if is_training_store(run, store):
+    if is_recorded_store(run, store):
         return
     recorded = run.config["store"]
     theirs = Provenance.from_json(recorded["provenance"])
@@ -139,7 +146,8 @@ def require_training_store(run: Run, store: ActivationStore) -> None:
     for number, part in enumerate(store.parts):
         there = dict(enumerate(recorded.get("part_fingerprints", ()))).get(number)
         found += differences(f"the fingerprint of part {number}", there, part.fingerprint)
-    raise StoreError(f"{store.url} is not the store that {run.path} was trained on: {found[0]}.")
+    how = "imported for" if run.is_imported else "trained on"
+    raise StoreError(f"{store.url} is not the store that {run.path} was {how}: {found[0]}.")
 
 
 def check_resumable(run: Run, options: TrainOptions, store: ActivationStore, site: Site) -> None:

@@ -59,6 +59,15 @@ _CONFIG_FIELDS: dict[str, Any] = {
     "loading": dict,
 }
 """What every reader of config.json goes by, and its type."""
+_IMPORTED_FIELDS: dict[str, Any] = {
+    "imported": dict,
+    "imported.format": str,
+    "imported.source": str,
+    "d_in": int,
+    "d_sae": int,
+    "site": str | None,
+}
+"""The same for a run that was imported: it has no options, and a store only where one was named."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +77,43 @@ class Run:
     path: Path
     config: dict[str, Any]
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether its SAE was trained by another library, or by another run."""
+        return "imported" in self.config
+
+    @property
+    def has_store(self) -> bool:
+        """Whether a store is recorded; it is of every run that was trained here."""
+        return "store" in self.config
+
     @cached_property
     def loading_plan(self) -> LoadingPlan:
         """How its batches are read, from which the order of their rows follows."""
+        self._require_trained()
         return LoadingPlan.from_json(self.config["loading"])
 
     @cached_property
     def options(self) -> TrainOptions:
-        """The resolved options of its training."""
+        """The resolved options of its training; `StoreError` where it was imported, and has none."""
+        self._require_trained()
         return TrainOptions.from_json(self.config["options"])
 
     @property
     def site(self) -> Site:
-        """Where its rows were read."""
-        return Site.parse(self.config["site"])
+        """Where its rows were read; `StoreError` where it was imported, and its source did not say."""
+        if self.known_site is None:
+            raise StoreError(
+                f"{self.path} was imported, and where its inputs are read is not known: import it with --store, or "
+                "with --layer, --site and --token."
+            )
+        return self.known_site
+
+    @property
+    def known_site(self) -> Site | None:
+        """Where its rows were read; None where it was imported, and its source did not say."""
+        site = self.config.get("site")
+        return Site.parse(site) if site else None
 
     @property
     def target_site(self) -> Site | None:
@@ -105,7 +137,7 @@ class Run:
 
         On a disk: where it was then, or at the same place relative to the run, if moved along.
         """
-        place, relative = str(self.config["store"]["path"]), self.config["store"].get("path_from_run")
+        place, relative = str(self._store["path"]), self._store.get("path_from_run")
         if relative is None:
             return place
         moved = (self.path / relative).resolve()
@@ -114,17 +146,30 @@ class Run:
     @property
     def n_store_parts(self) -> int:
         """Parts that the store had then; others may have been added since."""
-        return int(self.config["store"]["n_parts"])
+        return int(self._store["n_parts"])
 
     @property
     def store_fingerprint(self) -> str:
         """Fingerprint of that store."""
-        return str(self.config["store"]["fingerprint"])
+        return str(self._store["fingerprint"])
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Provenance of that store, as JSON."""
-        return dict(self.config["store"]["provenance"])
+        return dict(self._store["provenance"])
+
+    @property
+    def _store(self) -> dict[str, Any]:
+        if not self.has_store:
+            raise StoreError(f"{self.path} was imported without a store: name one with --store.")
+        return dict(self.config["store"])
+
+    def _require_trained(self) -> None:
+        if self.is_imported:
+            raise StoreError(
+                f"{self.path} was imported ({self.config['imported']['format']}): it has no training to go on with, or "
+                "to read options of. Train a new RUN."
+            )
 
     @property
     def is_finished(self) -> bool:
@@ -163,9 +208,15 @@ def open_run(path: Path | str) -> Run:
 
 
 def _require_whole(path: Path, config: Mapping[str, Any]) -> None:
-    store = config.get("store")
-    named = {**config, **({f"store.{name}": value for name, value in store.items()} if isinstance(store, dict) else {})}
-    for name, kind in _CONFIG_FIELDS.items():
+    fields = dict(_CONFIG_FIELDS)
+    if "imported" in config:
+        of_store = {name: kind for name, kind in fields.items() if name.startswith("store.") and "store" in config}
+        fields = {**_IMPORTED_FIELDS, **of_store}
+    named = dict(config)
+    for part in ("store", "imported"):
+        if isinstance(config.get(part), dict):
+            named |= {f"{part}.{name}": value for name, value in config[part].items()}
+    for name, kind in fields.items():
         if not isinstance(named.get(name), kind):
             raise DamagedStoreError(f"{path / CONFIG} is damaged: {name} is {named.get(name)!r}.")
 
