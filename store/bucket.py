@@ -12,12 +12,14 @@ import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
-from .bucket_errors import answer_of, exhaustion, is_of_service, is_transient, refusal
+from .bucket_errors import answer_of, delay, exhaustion, is_of_service, is_transient, refusal, silence
 from .connections import IN_FLIGHT, RetryPolicy, checked_scheme, connection, filesystem_class
 from .errors import StoreError
 from .objects import Lock, Objects
+from .outage import PATIENCE_S, Outage
 
 _T = TypeVar("_T")
 
@@ -163,20 +165,40 @@ class Bucket(Objects):
             When the service refuses, or each try fails.
         """
         connected = connection(self._scheme, self.url, self._retries)
+        outage, tries = connected.outage, self._retries.tries
         started_s = time.monotonic()
         n_failed = 0
         while True:
             try:
                 async with connected.slots, asyncio.timeout(self._retries.try_timeout_s):
-                    return await call(connected.filesystem)
+                    with self._telling_of_silence(outage, verb, name, n_failed):
+                        result = await call(connected.filesystem)
+                    outage.answered()
+                    return result
             except Exception as error:
                 n_failed += 1
                 if not is_transient(error):
+                    outage.answered()
                     self._raise_final(error, verb, name)
-                if n_failed == self._retries.tries:
+                if n_failed == tries:
                     seconds = time.monotonic() - started_s
                     raise exhaustion(error, self._where(name), verb, n_failed, seconds) from error
-            await asyncio.sleep(self._retries.wait_s(n_failed))
+                wait_s = self._retries.wait_s(n_failed)
+                outage.failed(started_s, wait_s, delay(error, self._where(name), verb, n_failed + 1, tries, wait_s))
+            await asyncio.sleep(wait_s)
+
+    @contextmanager
+    def _telling_of_silence(self, outage: Outage, verb: str, name: str, n_failed: int) -> Iterator[None]:
+        """Say when a service that has never answered lets the first try wait; what is wrong with others is told."""
+        if outage.has_answered or n_failed:
+            yield
+            return
+        line = silence(self._where(name), verb, self._retries.tries, PATIENCE_S)
+        timer = asyncio.get_running_loop().call_later(PATIENCE_S, outage.tell, line)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _raise_final(self, error: Exception, verb: str, name: str) -> NoReturn:
         if isinstance(error, FileNotFoundError) and answer_of(error)[1] != "NoSuchBucket":

@@ -105,6 +105,8 @@ def refusal(error: BaseException, where: str, verb: str) -> StoreError:
     """
     status, code = answer_of(error)
     scheme = _scheme(where)
+    if "Invalid bucket name" in str(error):  # of botocore, before it asks the service
+        return UnreachableStoreError(f"{where} cannot be {verb}: {_wrong_name(_bucket(where))}.")
     at_service = f" at {_endpoint()}" if scheme == "s3" and _endpoint() else ""
     if code in _NO_BUCKET or (code is None and status == 404):
         other = ", or set AWS_ENDPOINT_URL to the service that has it" if scheme == "s3" else ""
@@ -120,6 +122,21 @@ def refusal(error: BaseException, where: str, verb: str) -> StoreError:
             f"{_set_credentials(where)}"
         )
     return UnreachableStoreError(f"{where} cannot be {verb}: {what_happened(error)}{at_service}.")
+
+
+def delay(error: BaseException, where: str, verb: str, nth: int, tries: int, wait_s: float) -> str:
+    """One line for a request that has failed and is made again, as the try `nth` of `tries`."""
+    endpoint, reason = _endpoint() if _scheme(where) == "s3" else "", what_happened(error)
+    at = f" at {endpoint}" if endpoint and endpoint not in reason else ""
+    return f"{where} could not be {verb} yet{at}: {reason}. Try {nth} of {tries} in {wait_s:.0f} s."
+
+
+def silence(where: str, verb: str, tries: int, seconds: float) -> str:
+    """One line for a first try whose service has never answered."""
+    service = (_endpoint() if _scheme(where) == "s3" else "") or "the service"
+    return (
+        f"{where} could not be {verb} yet: {service} has not answered for {seconds:.0f} s; it is asked {tries} times."
+    )
 
 
 def exhaustion(error: BaseException, where: str, verb: str, tries: int, seconds: float) -> StoreError:
@@ -167,6 +184,12 @@ def _scheme(where: str) -> str:
 
 def _bucket(where: str) -> str:
     return where.partition("://")[2].partition("/")[0]
+
+
+def _wrong_name(bucket: str) -> str:
+    strange = "".join(sorted(set(re.sub(r"[A-Za-z0-9._-]", "", bucket))))
+    said = f"holds {strange!r}" if strange else f"has {len(bucket):,} characters"
+    return f"the bucket's name {said}; it is made of at most 63 letters a to z, digits, dots and hyphens"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .errors import UnreachableStoreError
+from .outage import Outage
 
 IN_FLIGHT = 32
 """Requests of one process at a time: 32 of 2 MB at 50 ms each would be 1.3 GB/s."""
@@ -44,6 +45,7 @@ class Connection:
     filesystem: Any
     loop: asyncio.AbstractEventLoop
     slots: asyncio.Semaphore
+    outage: Outage
 
 
 _connections: dict[Any, Connection] = {}
@@ -78,7 +80,7 @@ def connection(scheme: str, url: str, retries: RetryPolicy) -> Connection:
                 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
                 filesystem = AsyncFileSystemWrapper(filesystem, asynchronous=False)
-            _connections[key] = Connection(filesystem, loop, asyncio.Semaphore(IN_FLIGHT))
+            _connections[key] = Connection(filesystem, loop, asyncio.Semaphore(IN_FLIGHT), Outage())
         return _connections[key]
 
 

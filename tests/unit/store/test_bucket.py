@@ -3,6 +3,7 @@ import functools
 import http.server
 import os
 import pickle
+import re
 import socket
 import ssl
 import subprocess
@@ -16,7 +17,8 @@ import aiohttp
 import botocore.exceptions
 import pytest
 from s3_on_loopback import BUCKET, SECRET, faulty_s3, s3_server
-from thresher.store import connections
+from thresher.store import bucket as bucket_module
+from thresher.store import connections, outage
 from thresher.store.bucket import Bucket
 from thresher.store.bucket_errors import is_of_service, is_transient, without_secrets
 from thresher.store.connections import RetryPolicy
@@ -321,6 +323,68 @@ def test_an_endpoint_where_nobody_listens_is_one_line(monkeypatch, servers):
     assert "could not be read in 5 tries" in text
     assert f"http://127.0.0.1:{port} answers, or correct AWS_ENDPOINT_URL" in text
     assert SECRET not in text
+
+
+def test_a_service_that_does_not_answer_is_told_of_while_it_is_asked_again(monkeypatch, servers, caplog):
+    monkeypatch.setattr(outage, "PATIENCE_S", 0.1)
+    for name, value in servers[0].environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    bucket = Bucket(f"s3://{BUCKET}/in.zarr", RetryPolicy(first_wait_s=0.01, growth=4.0))
+    with pytest.raises(UnreachableStoreError):
+        bucket.read_many(["a", "b", "c"])
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("thresher")]
+    assert 1 <= len(lines) <= 4  # for twelve tries that failed and are made again
+    begin = (
+        rf"s3://{BUCKET}/in\.zarr/[abc] could not be read yet: .*http://127\.0\.0\.1:9.*\. Try [2345] of 5 in \d+ s\."
+    )
+    assert all(re.fullmatch(begin, line) for line in lines), lines
+    assert SECRET not in caplog.text
+
+
+def test_a_service_that_has_never_answered_is_told_of_in_the_midst_of_its_first_try(proxy, monkeypatch, caplog):
+    monkeypatch.setattr(bucket_module, "PATIENCE_S", 0.1)
+    bucket = Bucket(f"s3://{BUCKET}/in.zarr", RetryPolicy(first_wait_s=0.013))  # a connection of its own
+    proxy.plan(faults={"stall": 1.0}, stall_s=0.5, in_a_row=1)
+    bucket.exists("a")
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("thresher")]
+    assert lines[0] == (
+        f"s3://{BUCKET}/in.zarr/a could not be read yet: {proxy.endpoint} has not answered for 0 s; "
+        "it is asked 5 times."
+    )
+    caplog.clear()
+    proxy.plan(delay_s=0.3)  # once it has answered, a long answer is only long
+    bucket.exists("a")
+    assert not caplog.records
+
+
+def test_the_wait_for_a_service_is_told_once_it_is_long_and_not_oftener_than_every_two_seconds(monkeypatch, caplog):
+    now = 100.0
+    monkeypatch.setattr(outage.time, "monotonic", lambda: now)
+    service = outage.Outage()
+    service.failed(100.0, 1.5, "a wait that is short")
+    now = 101.5
+    service.failed(100.0, 4.0, "told at 101.5")
+    service.failed(101.0, 4.0, "another request, at the same time")
+    now = 105.5
+    service.failed(100.0, 16.0, "told at 105.5")
+    service.answered()
+    now = 110.0
+    service.failed(109.9, 1.0, "the beginning of another outage")
+    now = 111.9
+    service.failed(111.8, 1.0, "told at 111.9: it began at 109.9")
+    assert [record.getMessage()[:8] for record in caplog.records] == ["told at "] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("my bucket", "holds ' '"), ("a:b", "holds ':'"), ("x" * 300, "has 300 characters")],
+)
+def test_a_name_that_no_bucket_can_have_is_said_in_one_short_line(s3, name, says):
+    with pytest.raises(UnreachableStoreError) as error:
+        Bucket(f"s3://{name}/in.zarr").exists("a")
+    assert f"the bucket's name {says}; it is made of at most 63 letters" in str(error.value)
+    assert "regex" not in str(error.value)
 
 
 @pytest.mark.parametrize(
