@@ -45,8 +45,8 @@ def embed_captions(clip: LoadedClip, captions: Sequence[str], device: torch.devi
     """
     tokenize = _tokenizer(clip.source)
     parts = []
-    with torch.inference_mode():
-        clip.model.to(device)
+    clip.model.to(device)
+    with torch.no_grad():  # not inference_mode: the model stays one that gradients can be taken of
         for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
             tokens = tokenize(list(captions[start : start + _CAPTIONS_AT_ONCE])).to(device)
             parts.append(normalize(clip.model.encode_text(tokens).float(), dim=-1).cpu())  # type: ignore[operator]

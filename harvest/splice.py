@@ -96,7 +96,7 @@ def splice(
         shape.
     """
     visual = _vision_transformer(model)
-    place, replaced = _checked(visual, site), _checked(visual, site if target is None else target)
+    place, replaced = place_in(visual, site), place_in(visual, site if target is None else target)
     if replace not in REPLACEMENTS:
         raise ValueError(f"replace {replace!r} is none of {', '.join(REPLACEMENTS)}.")
     new_rows: _Replacement
@@ -206,8 +206,8 @@ def _vision_transformer(model: Tower | nn.Module) -> nn.Module:
     return visual  # type: ignore[return-value]
 
 
-def _checked(visual: nn.Module, site: Site | str) -> Site:
-    """The site, if the tower has such a place."""
+def place_in(visual: nn.Module, site: Site | str) -> Site:
+    """The site, if open_clip's vision transformer has such a place; else `ValueError`."""
     place = Site.parse(site) if isinstance(site, str) else site
     n = len(visual.transformer.resblocks)  # type: ignore[union-attr, arg-type]
     if not 0 <= place.layer < n:
