@@ -24,6 +24,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from .notices import notices
 from .progress import printable
 
 _NEXT_STEPS = {
@@ -210,7 +211,7 @@ def edge(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, debug: bool, **kwargs: Any) -> Any:
         try:
             os.getcwd()  # where it is gone, torch's libraries end the process as they load
-            with _sigterm_as_interrupt():
+            with _sigterm_as_interrupt(), notices(quiet=bool(kwargs.get("quiet"))):
                 return function(*args, **kwargs)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
