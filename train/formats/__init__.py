@@ -1,0 +1,27 @@
+"""Other libraries' files of SAEs, one format a file: recognised, read without running what is in them, written."""
+
+from pathlib import Path
+
+from ...store.errors import StoreError
+from . import dictionary_learning, native, post, prisma, saelens, saev, sparsify
+from .format import Foreign, Format, Outgoing, Written
+from .origin import Origin, hash_of
+from .plain import PlainSae
+
+__all__ = ["FORMATS", "Foreign", "Format", "Origin", "Outgoing", "PlainSae", "Written", "hash_of", "read_foreign"]
+
+FORMATS: dict[str, Format] = {
+    each.FORMAT.name: each.FORMAT for each in (saelens, sparsify, dictionary_learning, saev, prisma, post, native)
+}
+
+
+def read_foreign(path: Path, name: str | None = None) -> tuple[Format, Foreign]:
+    """The SAE at a place, of a format that is named or recognised; `StoreError` says what was looked for."""
+    if not path.exists():
+        raise StoreError(f"{path} does not exist: name the folder or file of an SAE.")
+    for format_ in FORMATS.values() if name is None else (FORMATS[name],):
+        found = format_.find(path)
+        if found is not None:
+            return format_, format_.read(found)
+    looked_for = "; ".join(f"{each.name}: {each.looks_for}" for each in FORMATS.values() if name in (None, each.name))
+    raise StoreError(f"{path} holds no SAE of a format that is read. Looked for {looked_for}.")
