@@ -130,6 +130,7 @@ class _Source:
 def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
     from ..devices import choose_device
     from ..train.configuration import is_training_store, one_site, require_training_store
+    from ..train.interchange import origin_of, require_same_tower
     from ..train.run_dir import open_run
 
     run = open_run(run_path)
@@ -139,7 +140,8 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
         except MissingStoreError:
             how = "imported for" if run.is_imported else "trained on"
             raise StoreError(
-                f"{run_path} was {how} {run.store_path}, where there is no store any more: say where it is with --store."
+                f"{run_path} was {how} {run.store_path}, where there is no store any more: say where it is with "
+                "--store."
             ) from None
         try:
             require_training_store(run, store)
@@ -155,12 +157,13 @@ def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
     what = f"{store.url} does not fit the SAE of {run_path}"
     if run.has_store:
         Provenance.from_json(run.provenance).require_same_space(store.provenance, what)
+    else:
+        require_same_tower(origin_of(run), store)
     if not is_same and options.split != "all":
         why = "trained on another store, so that none of its rows is a training row"
         if run.is_imported:
             why = "imported, and which rows it was trained on is not known"
-        raise ValueError(f"split must be all for {store.url}: the run was {why}; got {options.split!r}"
-        )
+        raise ValueError(f"split must be all for {store.url}: the run was {why}; got {options.split!r}")
     sae = run.load_sae(choose_device(options.device))
     if sae.d_in != array.d_in:
         raise StoreError(f"{what}: d_in is {sae.d_in} there and {array.d_in} here.")
