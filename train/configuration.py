@@ -150,16 +150,30 @@ def require_training_store(run: Run, store: ActivationStore) -> None:
     raise StoreError(f"{store.url} is not the store that {run.path} was {how}: {found[0]}.")
 
 
-def check_resumable(run: Run, options: TrainOptions, store: ActivationStore, site: Site) -> None:
-    """Check that a run can go on with these options on this store.
+def check_resumable(
+    run: Run, options: TrainOptions, store: ActivationStore, site: Site, target: Site | None = None
+) -> None:
+    """Check that a run can go on with these options on this store, from the sites that they choose there.
 
     Raises
     ------
     StoreError
         Naming what is not as the run was started with.
     """
-    check_same(run.path, "site", site.path, run.config["site"])
+    check_same(run.path, "site", site.path, run.site.path)
+    check_same(run.path, "target site", target and target.path, run.target_site and run.target_site.path)
     require_training_store(run, store)
-    given = options.to_json()
-    for name, started in run.options.to_json().items():
+    given = _effective(options)
+    for name, started in _effective(run.options).items():
         check_same(run.path, name, given[name], started)
+
+
+def _effective(options: TrainOptions) -> dict[str, Any]:
+    """Options by name, as they act: what was left to a default is as if it had been given."""
+    resolved = {
+        "error": options.resolved_error,
+        "dead_remedy": options.resolved_dead_remedy,
+        "order_seed": options.resolved_order_seed,
+    }
+    of_sites = ("layer", "site", "token", "to_layer", "to_site")  # which are compared themselves
+    return {name: value for name, value in (options.to_json() | resolved).items() if name not in of_sites}

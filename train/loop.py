@@ -21,6 +21,7 @@ from .configuration import check_resumable, choose_site, choose_target, describe
 from .loader import BatchLoader
 from .member import Member, Source, TrainingStopped, TrainResult
 from .options import TrainOptions
+from .precision import check_precision
 from .ranks import ALONE, Ranks
 from .resources import check_space, disk_bytes, memory_bytes
 from .run_dir import Run, create_run, make_folder, open_run
@@ -136,6 +137,8 @@ def train_together(
     sites = list(dict.fromkeys(site for pair in places.values() for site in pair if site is not None))
     arrays = [store.activations(site) for site in sites]
     device = ranks.device(first.device)
+    for options in members.values():
+        check_precision(options.precision, device)
     plan = (
         plan_loading(arrays, first.batch_size, round(first.loader_memory * 1e9))
         if known is None
@@ -197,14 +200,14 @@ def _check_members(
     """Check all of them before anything is written."""
     sizes = []
     for path, options in members.items():
-        site, _ = places[path]
+        site, target = places[path]
         d_in = store.activations(site).d_in
         size = (d_in, options.d_sae(d_in))
         run = started[path]
         if run is None:
             sizes.append(size)
         else:
-            check_resumable(run, options, store, site)
+            check_resumable(run, options, store, site, target)
     if sizes:
         first = next(iter(members))
         check_space(first if len(members) == 1 else first.parent, sizes)

@@ -24,6 +24,7 @@ from .objective import Objective
 from .optimiser import AdamSettings, UnitNormAdam, gradient_norm, learning_rate
 from .options import TrainOptions
 from .penalty import SparsityPenalty
+from .precision import float32_matmuls
 from .ranks import Ranks
 from .resample import resample_features
 from .run_dir import CHECKPOINT, WEIGHTS, Run, RunLog
@@ -187,16 +188,17 @@ class Member:
         sae = state.sae
         z = sae.scale(batch[self._source.index])
         target = sae.scale_target(batch[self._source.target_index]) if self._source.is_transcoder else None
-        result = compute_step(
-            sae,
-            z,
-            self._dead() if self._objective.dead != "none" else None,
-            replace(self._objective, sparsity=state.penalty.at(state.step)),
-            target=target,
-            n_total=options.batch_size,
-            ranks=self._ranks,
-            rows_at_once=options.micro_batch_size,
-        )
+        with float32_matmuls(options.precision):
+            result = compute_step(
+                sae,
+                z,
+                self._dead() if self._objective.dead != "none" else None,
+                replace(self._objective, sparsity=state.penalty.at(state.step)),
+                target=target,
+                n_total=options.batch_size,
+                ranks=self._ranks,
+                rows_at_once=options.micro_batch_size,
+            )
         is_bad = ~torch.isfinite(result.loss)
         self._first_bad_step = torch.where(is_bad, self._first_bad_step.clamp(max=state.step), self._first_bad_step)
         if self._logs_after(state.step + 1):

@@ -31,7 +31,8 @@ class Objective:
     aux, aux_k
         Coefficient of AuxK or of the pre-activation loss, and the dead features AuxK uses a row.
     precision
-        `fp32` leaves the weights' type; `bf16` rounds the inputs of the dense matmuls.
+        `fp32` leaves the weights' type; `bf16` rounds the inputs of the dense matmuls; `tf32` leaves it to CUDA to
+        do so (`precision.float32_matmuls`).
     """
 
     error: str = "mse"

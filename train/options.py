@@ -12,7 +12,7 @@ DEAD_REMEDIES = ("none", "ghost", "auxk", "preact", "resample")
 B_DEC_INITS = ("zero", "mean", "geometric-median")
 ENCODER_INITS = ("transpose", "independent")
 NORMALISATIONS = ("none", "standardize", "expected-norm", "layer-norm")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 _TOPK, _PENALISED = ("topk", "batchtopk", "matryoshka"), ("relu", "gated", "jumprelu")
 VARIANTS_OF = {
@@ -35,12 +35,12 @@ REMEDIES_OF = {"aux": ("auxk", "preact"), "aux_k": ("auxk",), "resample_every": 
 _USUAL_ERROR = {"relu": "normalized"}
 _USUAL_REMEDY = {"topk": "auxk", "batchtopk": "auxk", "matryoshka": "auxk", "jumprelu": "preact", "gated": "resample"}
 
-# What may differ between a run and its resumption: nothing here changes a weight. (Another device changes their last
-# bits, as another machine does.)
+# What may differ between a run and its resumption: nothing here changes a weight. (Another device or size of parts
+# changes their last bits, as another machine or number of processes does.)
 FREE_ON_RESUME = frozenset(
     {
         *("device", "loader_memory", "overwrite", "checkpoint_every", "log_every", "eval_every", "eval_rows"),
-        *("tensorboard", "wandb"),
+        *("micro_batch_size", "tensorboard", "wandb"),
     }
 )
 
@@ -129,7 +129,9 @@ class TrainOptions:
         default=None,
     )
     precision: str = option(
-        "Precision of the matmul inputs; weights and Adam stay fp32.", default="fp32", choices=PRECISIONS
+        "Precision of the matmul inputs, tf32 on CUDA only; weights and Adam stay fp32.",
+        default="fp32",
+        choices=PRECISIONS,
     )
     device: str = option("auto, cpu, cuda, cuda:N or mps.", default="auto")
     rows: int = option(
@@ -255,10 +257,11 @@ class TrainOptions:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "TrainOptions":
-        """Options as `to_json` wrote them; `ValueError` names an unknown one."""
-        unknown = sorted(set(record) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown training option {unknown[0]!r}: written by another version of thresher")
+        """Options as `to_json` wrote them; `ValueError` names one that is unknown or missing."""
+        names = {f.name for f in fields(cls)}
+        for what, wrong in (("unknown", sorted(set(record) - names)), ("no", sorted(names - set(record)))):
+            if wrong:
+                raise ValueError(f"{what} training option {wrong[0]!r}: written by another version of thresher")
         return cls(**record)
 
 

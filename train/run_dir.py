@@ -97,7 +97,10 @@ class Run:
     def options(self) -> TrainOptions:
         """The resolved options of its training; `StoreError` where it was imported, and has none."""
         self._require_trained()
-        return TrainOptions.from_json(self.config["options"])
+        try:
+            return TrainOptions.from_json(self.config["options"])
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{self.path / CONFIG} holds what this thresher cannot train with: {error}.") from error
 
     @property
     def site(self) -> Site:

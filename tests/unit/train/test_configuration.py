@@ -1,5 +1,6 @@
 """A run is held to the store that it was trained on, field by field, and keeps to the parts that the store had then."""
 
+import json
 import os
 import signal
 from contextlib import nullcontext
@@ -7,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from thresher.analysis.encode import encode
 from thresher.analysis.features import open_features
 from thresher.analysis.options import EncodeOptions
@@ -152,3 +154,94 @@ def test_a_store_that_has_lost_a_part_since_is_refused(make_store, made, tmp_pat
     (made.path / "commits/parts/1.json").unlink()
     with pytest.raises(StoreError, match="n_parts is 2 there and 1 here"):
         encode(tmp_path / "run")
+
+
+@pytest.fixture
+def of_two_layers(make_store):
+    return make_store(300, 8, sites=(Site(1), Site(2)), rows_per_chunk=100, dtype="float32").path
+
+
+def _stopped(options, store, path):
+    with pytest.raises(TrainingStopped):
+        train(options, store, path, StopAt(4))
+
+
+@pytest.mark.parametrize(
+    ("started", "resumed", "message"),
+    [
+        ({}, {"layer": 2}, "started with site = layers/1/resid_post/cls, not layers/2/resid_post/cls"),
+        ({}, {"to_layer": 2}, "started with target site = None, not layers/2/resid_post/cls"),
+        ({"to_layer": 2}, {"to_layer": None}, "started with target site = layers/2/resid_post/cls, not None"),
+        ({}, {"order_seed": 7}, "started with order_seed = 0, not 7"),
+        ({"order_seed": 7}, {"order_seed": None}, "started with order_seed = 7, not 0"),
+        ({}, {"seed": 1, "order_seed": 0}, "started with seed = 0, not 1"),
+        ({}, {"error": "normalized"}, "started with error = mse, not normalized"),
+        ({}, {"dead_remedy": "none"}, "started with dead_remedy = auxk, not none"),
+        ({}, {"clip_norm": 1.0}, "started with clip_norm = 0.0, not 1.0"),
+        ({}, {"precision": "bf16"}, "started with precision = fp32, not bf16"),
+        ({"variant": "relu", "target_l0": 5.0}, {"target_l0": 6.0}, "started with target_l0 = 5.0, not 6.0"),
+        ({"variant": "matryoshka"}, {"groups": 2}, "started with groups = 5, not 2"),
+    ],
+    ids=lambda value: "",
+)
+def test_a_run_goes_on_only_as_it_was_started(of_two_layers, tmp_path, started, resumed, message):
+    options = replace(OPTIONS, layer=1, **started)
+    _stopped(options, of_two_layers, tmp_path / "run")
+    with pytest.raises(StoreError, match=message):
+        train(replace(options, **resumed), of_two_layers, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "resumed",
+    [
+        {"site": "resid_post", "token": "cls"},
+        {"order_seed": 0},
+        {"error": "mse", "dead_remedy": "auxk"},
+        {"micro_batch_size": 7, "log_every": 1, "eval_every": 2, "eval_rows": 1, "checkpoint_every": 1},
+    ],
+    ids=["sites named", "order named", "usual options named", "what changes no weight"],
+)
+def test_what_means_the_same_does_not_keep_a_run_from_going_on(of_two_layers, tmp_path, resumed):
+    options = replace(OPTIONS, layer=1)
+    _stopped(options, of_two_layers, tmp_path / "run")
+    train(replace(options, **resumed), of_two_layers, tmp_path / "run", resume=True)
+
+
+def test_a_run_of_another_version_is_named_with_the_option_in_one_line(run):
+    path = run.path / "config.json"
+    whole = json.loads(path.read_text())
+    for change, message in (({"k": ...}, "no training option 'k'"), ({"later": 1}, "unknown training option 'later'")):
+        options = {name: value for name, value in (whole["options"] | change).items() if value is not ...}
+        path.write_text(json.dumps(whole | {"options": options}))
+        with pytest.raises(StoreError, match=rf"config\.json holds what this thresher cannot train with: {message}"):
+            open_run(run.path).options  # noqa: B018 (reading it is the test)
+
+
+def test_tf32_is_refused_off_cuda_before_a_run_is_made(made, tmp_path):
+    with pytest.raises(ValueError, match="--precision tf32 is of CUDA devices, and this run is on cpu: leave it out"):
+        train(replace(OPTIONS, precision="tf32"), made.path, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_step_sets_how_exact_float32_matmuls_are_and_then_leaves_it_as_it_was(made, tmp_path, monkeypatch):
+    from thresher.train import member
+
+    seen, step = [], member.compute_step
+
+    def compute_step(*given, **named):
+        seen.append(torch.get_float32_matmul_precision())
+        if len(seen) == 20:
+            raise RuntimeError("amid a step")
+        return step(*given, **named)
+
+    monkeypatch.setattr(member, "compute_step", compute_step)
+    monkeypatch.setattr("thresher.train.loop.check_precision", lambda *given: None)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        train(OPTIONS, made.path, tmp_path / "fp32")
+        with pytest.raises(RuntimeError, match="amid a step"):
+            train(replace(OPTIONS, precision="tf32"), made.path, tmp_path / "tf32")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == ["highest"] * 12 + ["high"] * 8

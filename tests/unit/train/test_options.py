@@ -102,6 +102,8 @@ def test_options_come_back_from_json_and_unknown_ones_are_named():
     assert TrainOptions.from_json(o.to_json()) == o
     with pytest.raises(ValueError, match="'later'"):
         TrainOptions.from_json({**o.to_json(), "later": 1})
+    with pytest.raises(ValueError, match="no training option 'precision'"):
+        TrainOptions.from_json({name: value for name, value in o.to_json().items() if name != "precision"})
 
 
 def test_every_option_has_help_and_reading_them_imports_nothing_heavy():
