@@ -116,7 +116,7 @@ class GroupedCommand(click.Command):
         others: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and isinstance(parameter, click.Option):
                 heading = getattr(parameter, "heading", None)
                 (groups.setdefault(heading, []) if heading else others).append(record)
         for heading, records in [*groups.items(), ("Other", others)]:

@@ -5,7 +5,12 @@ import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
 
 _UNSHOWN = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, line and paragraph separators
 _PLAIN_LINE_EVERY_S = 10.0  # a log file of an hour's job stays readable
@@ -18,7 +23,7 @@ class Task(Protocol):
         """Count `n` more units done; `fields` are shown beside the bar (`l0=26.1`)."""
 
     def show_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
-        """Show a table below the bar, a line for each of `rows`, whose keys are the columns."""
+        """Show a table below the bar in place of fields beside it: a line for each of `rows`, by column."""
 
 
 class Reporter:
@@ -73,18 +78,20 @@ class ConsoleReporter(Reporter):
 
 
 @contextmanager
-def _bar(console: object, name: str, total: int, unit: str, done: int) -> Iterator[Task]:
+def _bar(console: "Console", name: str, total: int, unit: str, done: int) -> Iterator[Task]:
     from rich.console import RenderableType
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
     from rich.text import Text
 
-    class TwoLines(Progress):
+    class BarAndBelow(Progress):
         """The bar, and below it what is shown beside: on one line of 80 columns each would be cut."""
 
         def get_renderables(self) -> Iterator[RenderableType]:
             for task in self.tasks:
                 yield self.make_tasks_table([task])
-                if task.fields["shown"]:
+                if task.fields["rows"]:
+                    yield _live_table(task.fields["rows"], console.height - 2)  # the bar, and the cursor's line
+                elif task.fields["shown"]:
                     yield Text(f"  {task.fields['shown']}", no_wrap=True, overflow="ellipsis")
 
     columns = (
@@ -94,8 +101,37 @@ def _bar(console: object, name: str, total: int, unit: str, done: int) -> Iterat
         TextColumn("{task.fields[rate]}"),
         TextColumn("{task.fields[left]}"),
     )
-    with TwoLines(*columns, console=console) as progress:  # type: ignore[arg-type]
+    with BarAndBelow(*columns, console=console) as progress:
         yield _BarTask(progress, name, total, unit, done)
+
+
+def _live_table(rows: Sequence[Mapping[str, object]], height: int) -> "Table":
+    """The first rows that `height` lines hold, how many others there are; words end where the terminal does."""
+    from rich.table import Table
+
+    header, lines = _cells(rows)
+    table = Table(box=None, padding=(0, 1), pad_edge=True, show_footer=False)
+    for number, column in enumerate(header):
+        # The numbers stay whole: where a line is too long, its name is cut.
+        table.add_column(
+            column,
+            justify="right" if number else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=None if number == 0 else max(len(line[number]) for line in [header, *lines]),
+        )
+    fits = len(lines) if len(lines) < height else max(0, height - 2)  # of the height, the header and the last line
+    for line in lines[:fits]:
+        table.add_row(*line)
+    if fits < len(lines):
+        table.add_row(f"and {len(lines) - fits} more")
+    return table
+
+
+def _cells(rows: Sequence[Mapping[str, object]]) -> tuple[list[str], list[list[str]]]:
+    """The columns of all rows, and a text for each cell; none where a row lacks it."""
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    return header, [[printable(_text(row[name])) if name in row else "" for name in header] for row in rows]
 
 
 class _Counter:
@@ -125,48 +161,58 @@ class _Counter:
 
 
 class _BarTask(_Counter):
-    def show_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
-        self._progress.update(self._id, shown="; ".join(_shown(dict(row)) for row in rows))  # type: ignore[attr-defined]
-
-    def __init__(self, progress: object, name: str, total: int, unit: str, done: int) -> None:
+    def __init__(self, progress: "Progress", name: str, total: int, unit: str, done: int) -> None:
         super().__init__(name, total, unit, done)
         self._progress = progress
-        self._id = progress.add_task(name, total=total, completed=done, rate="", left="", shown="")  # type: ignore[attr-defined]
+        self._id = progress.add_task(name, total=total, completed=done, rate="", left="", shown="", rows=())
 
     def advance(self, n: int = 1, **fields: object) -> None:
         self.count(n)
-        self._progress.update(  # type: ignore[attr-defined]
-            self._id, completed=self.done, rate=self.rate, left=self.left, shown=_shown(fields)
-        )
+        self._progress.update(self._id, completed=self.done, rate=self.rate, left=self.left, shown=_shown(fields))
+
+    def show_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
+        self._progress.update(self._id, rows=list(rows))
 
 
 class _PlainTask(_Counter):
-    def __init__(self, console: object, name: str, total: int, unit: str, done: int) -> None:
+    def __init__(self, console: "Console", name: str, total: int, unit: str, done: int) -> None:
         super().__init__(name, total, unit, done)
         self._console = console
         self._last_s = time.monotonic()
         self._shown = ""
+        self._rows: Sequence[Mapping[str, object]] = ()
 
     def advance(self, n: int = 1, **fields: object) -> None:
         self.count(n)
         self._shown = _shown(fields)
         if time.monotonic() - self._last_s >= _PLAIN_LINE_EVERY_S:
             self._last_s = time.monotonic()
-            self._line(self.left)
+            self._write(self.left)
 
     def show_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
-        self._shown = "; ".join(_shown(dict(row)) for row in rows)
+        self._rows = list(rows)
 
     def close(self) -> None:
-        self._line("done" if self.done >= self.total else "stopped")
+        self._write("done" if self.done >= self.total else "stopped")
 
-    def _line(self, last: str) -> None:
+    def _write(self, last: str) -> None:
         parts = [f"{self.name}: {self.done:,} of {self.total:,} {self.unit}", self.rate, self._shown, last]
-        self._console.print(", ".join(p for p in parts if p), markup=False)  # type: ignore[attr-defined]
+        lines = [", ".join(part for part in parts if part)]
+        if self._rows:
+            header, cells = _cells(self._rows)
+            widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+            for line in (header, *cells):
+                first, *others = (f"{cell:{'<' if not n else '>'}{widths[n]}}" for n, cell in enumerate(line))
+                lines.append("  ".join(["", first, *others]).rstrip())
+        self._console.print("\n".join(lines), markup=False)
 
 
-def _shown(fields: dict[str, object]) -> str:
-    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
+def _shown(fields: Mapping[str, object]) -> str:
+    return "  ".join(f"{name} {_text(value)}" for name, value in fields.items())
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def printable(text: str, *, keep: str = "") -> str:

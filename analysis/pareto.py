@@ -18,7 +18,6 @@ __all__ = ["pareto_figure", "pareto_front", "to_png"]
 # Okabe and Ito (2008), without the yellow that paper swallows; each line has its own marker besides, for a grey print
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
-_MOST_LABELS = 24  # numbers beside points; more would cover each other
 
 
 def pareto_front(l0: NDArray[np.float64], explained_variance: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -50,8 +49,6 @@ def pareto_figure(comparison: Comparison) -> "Figure":
             _draw_line(axes, number, _name_of(kind, comparison), saes)
         if shown:
             _mark_front(axes, shown)
-        if len(shown) <= _MOST_LABELS:
-            _label_points(axes, comparison, shown)
         axes.set_xlabel("L0: features above 0 on a row, mean over held-out rows (log scale)")
         axes.set_ylabel("explained variance on held-out rows")
         axes.grid(color="#E5E5E5", linewidth=0.6)
@@ -62,7 +59,7 @@ def pareto_figure(comparison: Comparison) -> "Figure":
         if left_out:
             figure.supxlabel(f"not shown: {'; '.join(left_out)}", fontsize=7, x=0.01, ha="left")
         if shown:
-            figure.legend(loc="outside right upper") if len(lines) > 6 else axes.legend(loc="lower right")
+            figure.legend(loc="outside right upper") if len(lines) > 6 else axes.legend(loc="best")
         return figure
 
 
@@ -111,24 +108,6 @@ def _mark_front(axes: "Axes", shown: list[SaeResult]) -> None:
         zorder=4,
         label="Pareto front",
     )
-
-
-def _label_points(axes: "Axes", comparison: Comparison, shown: list[SaeResult]) -> None:
-    """The sparsity option of each point, where one of a kind's varies."""
-    for sae in shown:
-        values = [sae.varies[name] for name in SPARSITY if name in sae.varies]
-        if len(values) == 1 and "seed" not in comparison.varying:
-            axes.annotate(
-                f"{values[0]:g}",
-                tuple(_points([sae])[0]),
-                xytext=(0, -7),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                fontsize=6.5,
-                color="#404040",
-                zorder=5,
-            )
 
 
 def _points(saes: list[SaeResult]) -> NDArray[np.float64]:

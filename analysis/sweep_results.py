@@ -35,7 +35,7 @@ class SaeResult:
     step
         Of the held-out numbers; None where there are none yet, as is then each of them.
     n_dead, share_dead
-        Of the training rows, as last logged.
+        Of the training rows, as last logged; None where there were too few to know.
     """
 
     name: str
@@ -152,14 +152,15 @@ def _given(paths: Sequence[Path]) -> list[str]:
 
 
 def _settings(place: _Place) -> dict[str, Any]:
-    """What tells an SAE from others: the options that it has, as resolved, and where its rows come from."""
+    """What tells an SAE from others: the options that it has, but for those left to its variant, and its rows."""
     options = place.options
     settings = {
         name: value
         for name, value in options.to_json().items()
-        if name not in _NOT_COMPARED and options.variant in VARIANTS_OF.get(name, (options.variant,))
+        if value is not None
+        and name not in _NOT_COMPARED
+        and options.variant in VARIANTS_OF.get(name, (options.variant,))
     }
-    settings |= {"error": options.resolved_error, "dead_remedy": options.resolved_dead_remedy}
     if (place.path / CONFIG).exists():
         run = open_run(place.path)
         source, target = run.site, run.target_site
@@ -185,9 +186,10 @@ def _result(place: _Place, varies: dict[str, Any]) -> SaeResult:
 
 
 def _numbers(run: Run) -> dict[str, Any]:
-    records = run.metrics()
-    of_split: dict[str, dict[str, Any]] = {record["split"]: record for record in records}  # the last of each
+    of_split: dict[str, dict[str, Any]] = {record["split"]: record for record in run.metrics()}  # the last of each
     held_out, trained = of_split.get("heldout", {}), of_split.get("train", {})
+    if trained.get("rows", 0) <= run.options.dead_after_rows:
+        trained = {}
     names = ("step", "n_rows", "explained_variance", "explained_energy", "normalized_mse")
     return {
         **{name: held_out.get(name) for name in names},
