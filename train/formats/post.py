@@ -77,12 +77,12 @@ class _Config:
 
 
 class _Pickler(pickle._Pickler):  # the one in Python, whose way with a class can be told
-    dispatch: ClassVar[dict[type, Callable[..., None]]] = dict(pickle._Pickler.dispatch)  # type: ignore[assignment]
+    dispatch: ClassVar[dict[type, Callable[..., None]]] = dict(pickle._Pickler.dispatch)
 
     def save_type(self, cls: type, *arguments: Any) -> None:
         """Write a class as its name; that of `_Config` is the post's."""
         if cls is not _Config:
-            super().save_type(cls, *arguments)
+            super().save_type(cls, *arguments)  # type: ignore[misc]
             return
         self.write(pickle.GLOBAL + f"{_MODULE}\n{_NAME}\n".encode())  # type: ignore[attr-defined]
         self.memoize(cls)  # type: ignore[attr-defined]
