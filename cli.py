@@ -12,6 +12,7 @@ from .analysis.options import EncodeOptions, StatsOptions
 from .command import FolderPath, GroupedCommand, StorePlace, echo, edge, given, given_values, options_of, to_json
 from .harvest.options import HarvestOptions
 from .progress import ConsoleReporter
+from .train.interchange_options import ExportOptions, ImportOptions, PullOptions, PushOptions
 from .train.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def main() -> None:
     thresher sweep RUN               those of a sweep beside each other
     thresher encode RUN              its feature activations on the store
     thresher stats RUN               every number and figure
+    thresher import SRC RUN          another library's SAE; export, push, pull
 
     Layers are 0-based everywhere: layer 22 is the 23rd block.
     """  # noqa: D301 (\b is the character that click asks for)
@@ -310,6 +312,89 @@ def merge(stores: tuple[str, ...], out: str, as_json: bool) -> None:
         echo(to_json({"store": out, "n_parts": n_parts, "n_rows": store.n_rows, "n_images": store.n_images}))
         return
     echo(f"{out}: {n_parts} parts, {store.n_rows:,} rows of {store.n_images:,} images.")
+
+
+@main.command("import")
+@click.argument("src", type=_PATH)
+@click.argument("run", type=_PATH)
+@options_of(ImportOptions)
+@_json
+@click.pass_context
+@edge
+def import_(context: click.Context, src: Path, run: Path, as_json: bool, **_: Any) -> None:
+    """Make RUN of an SAE that another library wrote to SRC.
+
+    The format is recognised by its files: SAELens, sparsify, dictionary_learning, saev, ViT-Prisma, the post's .pt,
+    thresher's own. Nothing in them is run.
+
+    \b
+    Example: thresher import saelens-folder run-3 --store imagenet-l22.zarr
+    Example: thresher import final_sparse_autoencoder.pt run-4 --format post
+    """  # noqa: D301 (\b is the character that click asks for)
+    from .train.interchange import import_sae
+
+    result = import_sae(src, run, ImportOptions(**given(context, ImportOptions)))
+    echo(to_json(result) if as_json else results.of_import(result))
+
+
+@main.command()
+@click.argument("run", type=_PATH)
+@click.argument("out", type=_PATH)
+@options_of(ExportOptions)
+@_json
+@click.pass_context
+@edge
+def export(context: click.Context, run: Path, out: Path, as_json: bool, **_: Any) -> None:
+    """Write RUN's SAE to OUT as another library's files. Its scaling is folded into the weights.
+
+    \b
+    Example: thresher export run-1 run-1-saelens
+    Example: thresher export run-1 sae.pt --format saev
+    """  # noqa: D301 (\b is the character that click asks for)
+    from .train.interchange import export_sae
+
+    result = export_sae(run, out, ExportOptions(**given(context, ExportOptions)))
+    echo(to_json(result) if as_json else results.of_export(result))
+
+
+@main.command()
+@click.argument("run", type=_PATH)
+@click.argument("repo_id")
+@options_of(PushOptions)
+@_json
+@click.pass_context
+@edge
+def push(context: click.Context, run: Path, repo_id: str, as_json: bool, **_: Any) -> None:
+    """Write RUN's SAE to the model repository REPO_ID of the Hugging Face hub, with a model card.
+
+    \b
+    Example: thresher push run-1 me/clip-l22-sae
+    Example: thresher push run-1 me/clip-l22-sae --format thresher --private
+    """  # noqa: D301 (\b is the character that click asks for)
+    from .train.hub import push as run_push
+
+    result = run_push(run, repo_id, PushOptions(**given(context, PushOptions)))
+    echo(to_json(result) if as_json else results.of_push(result))
+
+
+@main.command()
+@click.argument("repo_id")
+@click.argument("run", type=_PATH)
+@options_of(PullOptions)
+@_json
+@click.pass_context
+@edge
+def pull(context: click.Context, repo_id: str, run: Path, as_json: bool, **_: Any) -> None:
+    """Make RUN of an SAE in the model repository REPO_ID of the Hugging Face hub.
+
+    \b
+    Example: thresher pull me/clip-l22-sae run-5 --store imagenet-l22.zarr
+    Example: thresher pull me/many-saes run-6 --folder layer_22_resid_post_cls --revision v1
+    """  # noqa: D301 (\b is the character that click asks for)
+    from .train.hub import pull as run_pull
+
+    result = run_pull(repo_id, run, PullOptions(**given(context, PullOptions)))
+    echo(to_json(result) if as_json else results.of_import(result))
 
 
 @main.command()

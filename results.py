@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .analysis.sweep_results import Comparison, SaeResult
     from .harvest.run import HarvestResult
     from .store.verify import VerifyReport
+    from .train.hub import PushResult
+    from .train.interchange import ExportResult, ImportResult
     from .train.loop import TrainResult
     from .train.sweep import SweepResult
 
@@ -179,6 +181,34 @@ def _value(value: Any) -> str:
     if value is None:
         return _NOTHING
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def of_import(result: "ImportResult") -> str:
+    """What was imported, what differs from its source, the next command."""
+    what = f"{result.run_path}: {result.variant} of {result.d_sae:,} features, {result.d_in:,} inputs"
+    where = f", {Site.parse(result.site)}" if result.site else ""
+    store = "" if result.store_path else " --store STORE"
+    return "\n".join(
+        [
+            f"{what}{where}, from {result.source} ({result.format}).",
+            *(f"Note: {note}" for note in result.notes),
+            f"Next: thresher encode {_word(result.run_path)}{store}",
+        ]
+    )
+
+
+def of_export(result: "ExportResult") -> str:
+    """What was written, and what differs for a reader."""
+    files = ", ".join(result.files)
+    head = f"{result.out_path}: {files} ({result.format}), {format_bytes(result.written_bytes)}."
+    return "\n".join([head, *(f"Note: {note}" for note in result.notes)])
+
+
+def of_push(result: "PushResult") -> str:
+    """What was pushed, and how it is loaded again."""
+    head = f"{result.repo_id}: {', '.join(result.files)}, commit {result.commit[:12]}."
+    again = f"Next: thresher pull {_word(result.repo_id)} RUN --folder {_word(result.folder)}"
+    return "\n".join([head, *(f"Note: {note}" for note in result.notes), again])
 
 
 def of_encoding(result: "EncodeResult") -> str:

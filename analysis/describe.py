@@ -41,19 +41,8 @@ def describe(place: str | Path) -> Description:
 
 def _describe_run(path: Path) -> Description:
     run = open_run(path)
-    options = run.options
     last = _last_training_line(run)
-    state = "finished" if run.is_finished else f"unfinished: `thresher train {run.store_path} {path} --resume` goes on"
-    what = f"{options.variant}, k {options.k}" if options.variant == "topk" else f"{options.variant}, l1 {options.l1:g}"
-    lines = [
-        ("state", state),
-        ("SAE", f"{what}: d_in {run.d_in:,}, d_sae {run.d_sae:,}, input {options.normalize}"),
-        ("store", f"{run.store_path} ({run.site})"),
-        (
-            "training",
-            f"{options.steps:,} steps of {options.batch_size:,} rows, Adam at {options.lr:g}, seed {options.seed}",
-        ),
-    ]
+    lines = _imported_lines(run) if run.is_imported else _trained_lines(run)
     if last:
         lines.append(("last logged step", ", ".join(f"{name} {_short(last[name])}" for name in last)))
     present = [name for name in ("features.zarr", "stats.json", "figures", "report.html") if (path / name).exists()]
@@ -66,6 +55,33 @@ def _describe_run(path: Path) -> Description:
         numbers = [f"{name} {_short(stats[name])}" for name in shown if isinstance(stats.get(name), (int, float))]
         lines.append(("statistics", ", ".join(numbers)))
     return Description(f"Run {path}", lines, record)
+
+
+def _trained_lines(run: Run) -> list[tuple[str, str]]:
+    options, path = run.options, run.path
+    state = "finished" if run.is_finished else f"unfinished: `thresher train {run.store_path} {path} --resume` goes on"
+    what = f"{options.variant}, k {options.k}" if options.variant == "topk" else f"{options.variant}, l1 {options.l1:g}"
+    return [
+        ("state", state),
+        ("SAE", f"{what}: d_in {run.d_in:,}, d_sae {run.d_sae:,}, input {options.normalize}"),
+        ("store", f"{run.store_path} ({run.site})"),
+        (
+            "training",
+            f"{options.steps:,} steps of {options.batch_size:,} rows, Adam at {options.lr:g}, seed {options.seed}",
+        ),
+    ]
+
+
+def _imported_lines(run: Run) -> list[tuple[str, str]]:
+    imported, sae = run.config["imported"], run.load_sae()
+    k = f", k {sae.settings()['k']}" if "k" in sae.settings() else ""
+    place = str(run.known_site) if run.known_site is not None else "where its inputs are read is not known"
+    store = run.store_path if run.has_store else "none: name one with `thresher encode --store`"
+    return [
+        ("state", f"imported from {imported['source']} ({imported['format']})"),
+        ("SAE", f"{sae.variant}{k}: d_in {run.d_in:,}, d_sae {run.d_sae:,}"),
+        ("store", f"{store} ({place})"),
+    ]
 
 
 def _describe_sweep(path: Path) -> Description:
