@@ -120,6 +120,7 @@ def train(context: click.Context, store: str, run: Path, resume: bool, as_json: 
     Example: thresher train imagenet-l22.zarr sweep --k 16,32,64 --expansion 8,16
     Example: thresher train imagenet-l22.zarr run-1 --resume
     """  # noqa: D301 (\b is the character that click asks for)
+    from .analysis.spliced_training import splicer
     from .train.loop import train as run_training
     from .train.ranks import joined_ranks
     from .train.recipes import resolve_options, resumed_options
@@ -131,11 +132,11 @@ def train(context: click.Context, store: str, run: Path, resume: bool, as_json: 
         if is_sweep:
             from .train.sweep import train_sweep
 
-            sweep = train_sweep(values, store, run, reporter, resume=resume, ranks=ranks)
+            sweep = train_sweep(values, store, run, reporter, resume=resume, ranks=ranks, splicer=splicer)
         else:
             explicit = {name: value for name, (value,) in values.items()}
             options = resumed_options(run, explicit) if resume else resolve_options(explicit)
-            result = run_training(options, store, run, reporter, resume=resume, ranks=ranks)
+            result = run_training(options, store, run, reporter, resume=resume, ranks=ranks, splicer=splicer)
     if ranks.rank != 0:  # of the processes of a torchrun, one speaks
         return
     if not is_sweep:

@@ -101,6 +101,8 @@ def of_training(result: "TrainResult") -> str:
         lines.append(f"On {q.n_rows:,} held-out rows:")
         lines.append(_quality(q.explained_variance, q.explained_energy, q.mse, q.normalized_mse, q.l1))
         lines.append(table([("L0", f"mean {q.l0.mean:.1f}, median {q.l0.median:.0f}, max {q.l0.max}")]))
+    if result.spliced is not None:
+        lines += _spliced(result.spliced)
     if result.rows > result.dead_after_rows:
         lines.append(
             f"Dead: {result.n_dead:,} of {result.d_sae:,} features did not fire on the last "
@@ -209,6 +211,32 @@ def of_push(result: "PushResult") -> str:
     head = f"{result.repo_id}: {', '.join(result.files)}, commit {result.commit[:12]}."
     again = f"Next: thresher pull {_word(result.repo_id)} RUN --folder {_word(result.folder)}"
     return "\n".join([head, *(f"Note: {note}" for note in result.notes), again])
+
+
+def _spliced(s: dict[str, Any]) -> list[str]:
+    """What the tower scores with the SAE in its place, beside what it scores without."""
+    b = s["contrastive_batch_size"]
+    recovered = f"{s['loss_recovered']:.1%} of what zeros lose is recovered"
+    return [
+        f"Spliced into the tower, on {s['n_images']:,} held-out images:",
+        table(
+            [
+                (
+                    "contrastive loss",
+                    f"{s['contrastive_loss']:.4f} (original {s['contrastive_loss_original']:.4f}, zeros "
+                    f"{s['contrastive_loss_zero']:.4f}, guessing ln {b} = {s['ln_contrastive_batch_size']:.4f}); "
+                    + recovered,
+                ),
+                *(
+                    (
+                        f"zero-shot top-{k}",
+                        f"{s[f'zero_shot_top{k}']:.1%} (original {s[f'zero_shot_top{k}_original']:.1%})",
+                    )
+                    for k in (1, 5)
+                ),
+            ]
+        ),
+    ]
 
 
 def of_encoding(result: "EncodeResult") -> str:

@@ -193,8 +193,8 @@ def at_site(block: nn.Module, site: str, see: Callable[[Tensor], Tensor | None])
         return block.register_forward_pre_hook(before)
     if site == "mlp_act":
         return block.mlp.c_proj.register_forward_pre_hook(before)  # type: ignore[union-attr]
-    module = {"resid_post": block, "attn_out": block.ls_1, "mlp_out": block.ls_2}[site]
-    return module.register_forward_hook(after)  # type: ignore[union-attr]
+    module = block if site == "resid_post" else getattr(block, {"attn_out": "ls_1", "mlp_out": "ls_2"}[site])
+    return module.register_forward_hook(after)
 
 
 def _of_token(tokens: Tensor, token: str, n_class: int) -> Tensor:

@@ -26,6 +26,7 @@ from .ranks import ALONE, Ranks
 from .resources import check_space, disk_bytes, memory_bytes
 from .run_dir import Run, create_run, make_folder, open_run
 from .signals import StopRequest
+from .spliced import SplicedEvaluation, Splicer
 
 FAILURES = (StoreError, OSError, MemoryError, RuntimeError)
 """What one SAE may end by alone; of the RuntimeErrors, those of memory."""
@@ -35,6 +36,7 @@ _FORECAST_AFTER_S = 5.0  # a large SAE on a CPU takes half a minute a step: minu
 STREAM_OPTIONS = (
     *("token", "batch_size", "rows", "device", "loader_memory"),
     *("checkpoint_every", "log_every", "eval_every", "eval_rows", "tensorboard", "wandb", "overwrite"),
+    *("images", "images_rows", "images_memory", "caption"),
 )
 """What the members of a sweep share: the stream of batches, and when all of them write."""
 
@@ -64,6 +66,7 @@ def train(
     reporter: Reporter | None = None,
     resume: bool = False,
     ranks: Ranks = ALONE,
+    splicer: Splicer | None = None,
 ) -> TrainResult:
     """Train one SAE.
 
@@ -81,6 +84,8 @@ def train(
         Go on with the run from its last checkpoint.
     ranks
         The processes that train it together, each with its share of every batch.
+    splicer
+        Makes what scores the SAE in its tower, where the options name images.
 
     Raises
     ------
@@ -91,7 +96,9 @@ def train(
     TrainingStopped
         After SIGINT or SIGTERM, with a checkpoint written; or when the loss is no longer finite.
     """
-    results, failures = train_together({Path(run_path): options}, store_path, reporter, resume=resume, ranks=ranks)
+    results, failures = train_together(
+        {Path(run_path): options}, store_path, reporter, resume=resume, ranks=ranks, splicer=splicer
+    )
     assert not failures  # the only member's error is raised
     return results[0]
 
@@ -104,6 +111,7 @@ def train_together(
     resume: bool = False,
     ranks: Ranks = ALONE,
     sweep: SweepRecord | None = None,
+    splicer: Splicer | None = None,
 ) -> tuple[list[TrainResult], list[Failure]]:
     """Train several SAEs from one stream of batches, each into its own run directory.
 
@@ -115,6 +123,8 @@ def train_together(
         The options of each run directory, alike in `STREAM_OPTIONS` and in the order of the rows.
     sweep
         Told what becomes of them; without it, the error of any is raised.
+    splicer
+        As for `train`: all of them are scored on the same images.
 
     Returns
     -------
@@ -145,6 +155,12 @@ def train_together(
         else known.loading_plan
     )
     _check_members(store, members, places, started)
+    spliced = None
+    if first.images is not None and ranks.rank == 0 and not all(run and run.is_finished for run in started.values()):
+        if splicer is None:
+            raise ValueError("images: they are evaluated on by `thresher train` and thresher.train_sae")
+        spliced = splicer(first, store, reporter)
+        spliced.prepare(list(dict.fromkeys(places.values())))
     with ExitStack() as stack:
         runs = {}
         if sweep is not None and ranks.rank == 0:
@@ -168,7 +184,7 @@ def train_together(
             n_ranks=ranks.n_ranks,
         )
         sources = {path: _source(arrays, sites, *places[path]) for path in members}
-        return _Training(runs, members, sources, loader, device, reporter, ranks, sweep).run()
+        return _Training(runs, members, sources, loader, device, reporter, ranks, sweep, spliced).run()
 
 
 def _check_stream(members: Mapping[Path, TrainOptions]) -> None:
@@ -247,6 +263,7 @@ class _Training:
         reporter: Reporter,
         ranks: Ranks,
         sweep: SweepRecord | None,
+        spliced: SplicedEvaluation | None,
     ) -> None:
         self._options = next(iter(members.values()))
         self._loader, self._device, self._reporter, self._ranks = loader, device, reporter, ranks
@@ -260,7 +277,7 @@ class _Training:
                 self._results[path] = _finished_result(run)
                 continue
             try:
-                self._members[path] = Member(run, members[path], sources[path], loader, device, ranks)
+                self._members[path] = Member(run, members[path], sources[path], loader, device, ranks, spliced)
             except FAILURES as error:
                 self._fail(path, error)
         self._step = min((member.state.step for member in self._members.values()), default=self._options.steps)

@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from .precision import float32_matmuls
 from .ranks import Ranks
 from .resample import resample_features
 from .run_dir import CHECKPOINT, WEIGHTS, Run, RunLog
+from .spliced import SplicedEvaluation
 from .step import StepResult, compute_step
 
 SAMPLE_ROWS = 15_360
@@ -48,6 +49,8 @@ class TrainResult:
     ----------
     held_out
         Numbers on held-out rows; None where the store has none, or a finished run was asked to resume.
+    spliced
+        What the tower scores with the SAE spliced in, as metrics.jsonl holds it; None where no images were given.
     rows_per_s
         Training rows a second, over the steps of this process; NaN where it took none.
     n_dead
@@ -67,6 +70,7 @@ class TrainResult:
     seconds: float
     rows_per_s: float
     was_finished: bool = False
+    spliced: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class Member:
         Of the stream, for samples and for the rows of a step that went wrong.
     ranks
         The processes that train it; the first one writes.
+    spliced
+        Scores the tower with the SAE spliced in, at each evaluation.
     """
 
     def __init__(
@@ -115,8 +121,10 @@ class Member:
         loader: BatchLoader,
         device: torch.device,
         ranks: Ranks,
+        spliced: SplicedEvaluation | None = None,
     ) -> None:
         self.run, self.options, self.warnings = run, options, list[str]()
+        self._spliced, self._spliced_numbers = spliced, dict[str, Any]()
         self._source, self._loader, self._device, self._ranks = source, loader, device, ranks
         self._objective = Objective(
             error=options.resolved_error,
@@ -283,6 +291,7 @@ class Member:
             "l0": record["l0"],
             "ev": numbers["explained_variance"],
             "dead": n_dead,
+            **self._spliced_shown(),
         }
 
     def after_step(self) -> None:
@@ -309,20 +318,35 @@ class Member:
 
     def evaluate(self) -> ReconstructionResult | None:
         """Log the numbers of `docs/definitions.md` on held-out rows; None where the store has none."""
-        source = self._source
         if self._ranks.rank != 0:
             return None
+        result = self._reconstruction()
+        if self._spliced is not None:
+            site, target = self._source.activations.site, self._source.target.site
+            self._spliced_numbers = self._spliced.evaluate(
+                self.state.sae, site, target if self._source.is_transcoder else None
+            )
+            self.shown |= self._spliced_shown()
+        step, rows = self.state.step, self.state.step * self.options.batch_size
+        numbers = {**(result.to_json() if result is not None else {}), **self._spliced_numbers}
+        if numbers:
+            self.log.metrics({"step": step, "rows": rows, "split": "heldout", **numbers})
+        return result
+
+    def _spliced_shown(self) -> dict[str, object]:
+        names = {"contrastive_loss": "spliced", "loss_recovered": "recovered", "zero_shot_top1": "top1"}
+        return {shown: self._spliced_numbers[name] for name, shown in names.items() if self._spliced_numbers}
+
+    def _reconstruction(self) -> ReconstructionResult | None:
+        source = self._source
         start, stop = source.activations.store.split("heldout")
         if self.options.eval_rows:
             stop = min(stop, start + self.options.eval_rows)
         if start == stop:
             return None
-        result = evaluate(
+        return evaluate(
             self.state.sae, source.activations, start, stop, source.target if source.is_transcoder else None
         )
-        step = self.state.step
-        self.log.metrics({"step": step, "rows": step * self.options.batch_size, "split": "heldout", **result.to_json()})
-        return result
 
     def stop_if_not_finite(self) -> None:
         """Raise `TrainingStopped` where the loss of a step was not finite."""
@@ -382,6 +406,7 @@ class Member:
             held_out=held_out,
             seconds=seconds,
             rows_per_s=rows / seconds if rows else float("nan"),
+            spliced=self._spliced_numbers or None,
         )
 
     def close(self) -> None:

@@ -14,6 +14,9 @@ ENCODER_INITS = ("transpose", "independent")
 NORMALISATIONS = ("none", "standardize", "expected-norm", "layer-norm")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
+CAPTION = "A photo of a {}."
+"""The post's caption of a class."""
+
 _TOPK, _PENALISED = ("topk", "batchtopk", "matryoshka"), ("relu", "gated", "jumprelu")
 VARIANTS_OF = {
     "k": _TOPK,
@@ -39,6 +42,7 @@ _USUAL_REMEDY = {"topk": "auxk", "batchtopk": "auxk", "matryoshka": "auxk", "jum
 # changes their last bits, as another machine or number of processes does.)
 FREE_ON_RESUME = frozenset(
     {
+        *("images", "images_rows", "images_memory", "caption"),
         *("device", "loader_memory", "overwrite", "checkpoint_every", "log_every", "eval_every", "eval_rows"),
         *("micro_batch_size", "tensorboard", "wandb"),
     }
@@ -156,6 +160,17 @@ class TrainOptions:
     log_every: int = option("Steps between logged training metrics.", default=20)
     eval_every: int = option("Steps between evaluations on held-out rows; 0 for the end only.", default=500)
     eval_rows: int = option("Most held-out rows to evaluate on; 0 for all.", default=16_384)
+    images: str | None = option(
+        "Labelled images, as for `harvest`: each evaluation splices the SAE into the store's tower and scores it on "
+        "those that the SAE is not trained on (contrastive loss, zero-shot accuracy).",
+        default=None,
+    )
+    images_rows: int = option("Most of --images to score on, as evenly over the classes as they allow.", default=1000)
+    images_memory: float = option(
+        "Memory, in GB, to keep what the tower's blocks before the site make of --images, so that those run once.",
+        default=2.0,
+    )
+    caption: str = option("Caption of a class, for --images.", default=CAPTION)
     tensorboard: bool = option("Write what is logged to RUN/tensorboard too.", default=False)
     wandb: str | None = option(
         "Weights & Biases project to log to as well; with WANDB_MODE=offline into RUN/wandb.",
@@ -173,6 +188,8 @@ class TrainOptions:
             *("sparsity_warmup", "weight_decay", "clip_norm"),
         ):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be 0 or more")
+        _require(self.images_rows >= 2, "images_rows", self.images_rows, "must be at least 2")
+        _require(0 <= self.images_memory < float("inf"), "images_memory", self.images_memory, "must be 0 or more")
         for name in ("expansion", "lr", "loader_memory", "bandwidth", "initial_threshold"):
             _require(0 < getattr(self, name) < float("inf"), name, getattr(self, name), "must be above 0, and finite")
         _require(self.seed < 1 << 63, "seed", self.seed, "must be below 2^63")

@@ -16,6 +16,7 @@ from .member import TrainResult
 from .options import FREE_ON_RESUME
 from .ranks import ALONE, Ranks
 from .run_dir import CONFIG, SWEEP, make_folder, remove, remove_run
+from .spliced import Splicer
 from .sweep_dir import FIGURE, TABLE, Sweep, SweepMember, open_sweep
 
 
@@ -60,6 +61,7 @@ def train_sweep(
     *,
     resume: bool = False,
     ranks: Ranks = ALONE,
+    splicer: Splicer | None = None,
 ) -> SweepResult:
     """Train all combinations of the given options, or go on with those that are not finished.
 
@@ -73,6 +75,8 @@ def train_sweep(
         Folder of the sweep: a run directory for each member, named by what varies, and sweep.json.
     resume
         Go on with all members that are not finished, each from its last checkpoint; failed ones are tried again.
+    splicer
+        As for `train`.
 
     Raises
     ------
@@ -99,6 +103,7 @@ def train_sweep(
         resume=resume,
         ranks=ranks,
         sweep=record,
+        splicer=splicer,
     )
     if ranks.rank == 0:
         record.save()
