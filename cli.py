@@ -36,8 +36,8 @@ def main() -> None:
     \b
     thresher quickstart              the whole chain on built-in pictures
     thresher harvest IMAGES STORE    images to activations
-    thresher train STORE RUN         activations to a sparse autoencoder, or to several
-    thresher sweep RUN               those of a sweep beside each other
+    thresher train STORE RUN         activations to a sparse autoencoder, or several
+    thresher sweep RUN               the several, beside each other
     thresher encode RUN              its feature activations on the store
     thresher stats RUN               every number and figure
     thresher import SRC RUN          another library's SAE; export, push, pull
@@ -119,6 +119,7 @@ def train(context: click.Context, store: str, run: Path, resume: bool, as_json: 
     Example: thresher train imagenet-l22.zarr run-2 --k 32 --expansion 16
     Example: thresher train imagenet-l22.zarr sweep --k 16,32,64 --expansion 8,16
     Example: thresher train imagenet-l22.zarr run-1 --resume
+    Example: torchrun --nproc-per-node 8 -m thresher train imagenet-l22.zarr run-3
     """  # noqa: D301 (\b is the character that click asks for)
     from .analysis.spliced_training import splicer
     from .train.loop import train as run_training

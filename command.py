@@ -84,8 +84,8 @@ def _named(kind: click.ParamType, value: Any, param: click.Parameter | None, ctx
 class Several(click.ParamType):
     """One value of another type, or several with commas between them: a tuple of them."""
 
-    def __init__(self, kind: click.ParamType) -> None:
-        self._kind, self.name = kind, kind.name
+    def __init__(self, kind: click.ParamType, *, commas: bool) -> None:
+        self._kind, self._commas, self.name = kind, commas, kind.name
 
     def get_metavar(self, *args: Any, **kwargs: Any) -> str | None:
         """As of the one value."""
@@ -95,6 +95,8 @@ class Several(click.ParamType):
         """The values; a usage error names the first that is none."""
         if not isinstance(value, str):
             return (value,)
+        if not self._commas:
+            return (self._kind.convert(value, param, ctx),)
         parts = [part.strip() for part in value.split(",")]
         if not all(parts):
             self.fail(f"{value!r} holds an empty value.", param, ctx)
@@ -191,7 +193,7 @@ def _click_option(
     elif kind is Path:
         kind = click.Path(path_type=Path)
     if several:
-        kind, extra["multiple"] = Several(click.types.convert_type(kind)), True
+        kind, extra["multiple"] = Several(click.types.convert_type(kind), commas=not metadata["is_text"]), True
         default = () if default is None else (default,)
     return click.option(flag, spec.name, type=kind, default=default, show_default=default not in (None, ()), **extra)
 

@@ -17,6 +17,7 @@ def option(
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
     heading: str | None = None,
+    is_text: bool = False,
     default_factory: Callable[[], Any] | None = None,
 ) -> Any:
     """Declare one option of a command: a dataclass field with its help text.
@@ -35,6 +36,8 @@ def option(
         Placeholder in the help.
     heading
         What `--help` writes above this option and those after it, where a command has many.
+    is_text
+        Whether a comma is part of the value, where other options of the command take several with commas.
     default_factory
         For mutable defaults.
     """
@@ -44,6 +47,7 @@ def option(
         "choices": tuple(choices) if choices else None,
         "metavar": metavar,
         "heading": heading,
+        "is_text": is_text,
     }
     if default_factory is not None:
         return field(default_factory=default_factory, metadata=metadata)

@@ -5,7 +5,7 @@ import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,7 +90,8 @@ def _bar(console: "Console", name: str, total: int, unit: str, done: int) -> Ite
             for task in self.tasks:
                 yield self.make_tasks_table([task])
                 if task.fields["rows"]:
-                    yield _live_table(task.fields["rows"], console.height - 2)  # the bar, and the cursor's line
+                    # Beside the bar and the cursor's line.
+                    yield _live_table(task.fields["rows"], console.width, console.height - 2)
                 elif task.fields["shown"]:
                     yield Text(f"  {task.fields['shown']}", no_wrap=True, overflow="ellipsis")
 
@@ -105,21 +106,17 @@ def _bar(console: "Console", name: str, total: int, unit: str, done: int) -> Ite
         yield _BarTask(progress, name, total, unit, done)
 
 
-def _live_table(rows: Sequence[Mapping[str, object]], height: int) -> "Table":
-    """The first rows that `height` lines hold, how many others there are; words end where the terminal does."""
+def _live_table(rows: Sequence[Mapping[str, object]], width: int, height: int) -> "Table":
+    """The first rows that `height` lines hold, and how many others there are; of a long line the name is cut."""
     from rich.table import Table
 
     header, lines = _cells(rows)
-    table = Table(box=None, padding=(0, 1), pad_edge=True, show_footer=False)
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    widths[0] = max(1, min(widths[0], width - sum(widths[1:]) - 2 * len(widths)))
+    table = Table(box=None, padding=(0, 1))
     for number, column in enumerate(header):
-        # The numbers stay whole: where a line is too long, its name is cut.
-        table.add_column(
-            column,
-            justify="right" if number else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if number == 0 else max(len(line[number]) for line in [header, *lines]),
-        )
+        justify: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(column, justify=justify, no_wrap=True, overflow="ellipsis", max_width=widths[number])
     fits = len(lines) if len(lines) < height else max(0, height - 2)  # of the height, the header and the last line
     for line in lines[:fits]:
         table.add_row(*line)

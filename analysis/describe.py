@@ -95,7 +95,7 @@ def _describe_sweep(path: Path) -> Description:
         ("store", sweep.store_path),
     ]
     rows = [[sae.name, sae.status, _or_nothing(sae.l0), _or_nothing(sae.explained_variance)] for sae in saes]
-    lines.append(("", table_lines(["run", "", "L0", "explained variance"], rows)))
+    lines.append(("", table_lines(["run", "status", "L0", "explained variance"], rows)))
     lines += [(sae.name, f"failed: {sae.reason}") for sae in saes if sae.reason]
     lines.append(("results", f"`thresher sweep {path}` compares them; each is a run of its own, as {saes[0].path}"))
     record = {"kind": "sweep", "path": str(path), **sweep.to_json()}

@@ -164,13 +164,14 @@ class TrainOptions:
         "Labelled images, as for `harvest`: each evaluation splices the SAE into the store's tower and scores it on "
         "those that the SAE is not trained on (contrastive loss, zero-shot accuracy).",
         default=None,
+        is_text=True,
     )
     images_rows: int = option("Most of --images to score on, as evenly over the classes as they allow.", default=1000)
     images_memory: float = option(
         "Memory, in GB, to keep what the tower's blocks before the site make of --images, so that those run once.",
         default=2.0,
     )
-    caption: str = option("Caption of a class, for --images.", default=CAPTION)
+    caption: str = option("Caption of a class, for --images.", default=CAPTION, is_text=True)
     tensorboard: bool = option("Write what is logged to RUN/tensorboard too.", default=False)
     wandb: str | None = option(
         "Weights & Biases project to log to as well; with WANDB_MODE=offline into RUN/wandb.",

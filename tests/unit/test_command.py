@@ -5,7 +5,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from thresher.cli import main
-from thresher.command import StorePlace, edge, given, options_of, to_json
+from thresher.command import GroupedCommand, StorePlace, edge, given, given_values, options_of, to_json
 from thresher.options import option
 from thresher.progress import printable
 from thresher.store.errors import StoreError
@@ -59,6 +59,80 @@ def test_help_shows_the_dataclass_s_defaults_and_words():
         assert part in text
 
 
+@dataclass(frozen=True, kw_only=True)
+class Several:
+    """Options of a made-up command that each take several values."""
+
+    k: int = option("Kept.", default=32, heading="Sparsity")
+    kind: str | None = option("Kind.", default=None, choices=("a", "b"))
+    caption: str = option("Text.", default="of a {}", is_text=True, heading="Images")
+    rate: float = option("Rate.", default=0.5)
+    force: bool = option("Force.", default=False)
+
+
+def run_several(arguments):
+    seen = {}
+
+    @click.command(cls=GroupedCommand)
+    @click.argument("place")
+    @options_of(Several, several=True)
+    @click.option("--json", is_flag=True, help="As JSON.")
+    @click.pass_context
+    @edge
+    def command(context, **_):
+        seen.update(given_values(context, Several))
+
+    return CliRunner().invoke(command, arguments), seen
+
+
+def test_several_values_come_with_commas_or_by_repetition_each_once_in_the_order_given():
+    result, seen = run_several(["p"])
+    assert (result.exit_code, seen) == (0, {})
+    arguments = [
+        "p",
+        "--rate",
+        "1e-3,2",
+        "--k",
+        "16, 32",
+        "--k",
+        "16,64",
+        "--kind",
+        "b",
+        "--force",
+        "--caption",
+        "a, {}",
+    ]
+    result, seen = run_several(arguments)
+    assert result.exit_code == 0
+    assert seen == {"rate": (0.001, 2.0), "k": (16, 32, 64), "kind": ("b",), "force": (True,), "caption": ("a, {}",)}
+    assert list(seen)[:2] == ["rate", "k"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--k", "16,x"], "Invalid value for '--k': 'x' is not a valid integer."),
+        (["--k", "16,"], "Invalid value for '--k': '16,' holds an empty value."),
+        (["--k", ""], "Invalid value for '--k': '' holds an empty value."),
+        (["--kind", "a,c"], "Invalid value for '--kind': 'c' is not one of 'a', 'b'."),
+    ],
+)
+def test_a_value_that_is_none_is_named_among_several(arguments, says):
+    result, _ = run_several(["p", *arguments])
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1] == f"Error: {says}"
+
+
+def test_help_groups_options_below_their_headings_with_their_defaults():
+    lines = [line.strip() for line in run_several(["--help"])[0].output.splitlines()]
+    order = [lines.index(heading) for heading in ("Sparsity:", "Images:", "Other:")]
+    assert order == sorted(order)
+    assert lines[order[0] + 1] == "--k INTEGER   Kept.  [default: 32]"
+    assert lines[order[0] + 2] == "--kind [a|b]  Kind."
+    assert lines[order[2] + 1].startswith("--json")
+    assert not any(line.startswith("PLACE") for line in lines[order[0] :])
+
+
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
@@ -70,6 +144,7 @@ def test_help_shows_the_dataclass_s_defaults_and_words():
         (StoreError("two\nlines\x1b[31m"), 1, "two lines\\x1b[31m"),
         (KeyboardInterrupt(), 1, "stopped by the user"),
         (MemoryError("x"), 1, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
         (KeyError("oops"), 1, "this is a bug in thresher: KeyError"),
     ],
 )
