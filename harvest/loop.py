@@ -31,6 +31,11 @@ class ComputedBatch:
     is_last: bool
     """Whether the window is now whole."""
 
+    @property
+    def n_images(self) -> int:
+        """Images of the batch."""
+        return len(self.batch.valid)
+
     def put_into(self, writer: WindowWriter) -> None:
         """Give the vectors to their window; errors as `WindowWriter.put` raises them."""
         batch = self.batch

@@ -1,5 +1,6 @@
 """Makes what is damaged of one part again: from what it holds beside it, else from the images that it was made of."""
 
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..progress import Reporter
+from ..progress import Reporter, format_rate, format_s
 from . import format as f
 from .errors import StoreError, UnreachableStoreError
 from .layout import StoreSpec
@@ -37,6 +38,7 @@ class Recomputed(Protocol):
     """Some rows of a window, made again."""
 
     window: int
+    n_images: int
     is_last: bool
 
     def put_into(self, writer: WindowWriter) -> None:
@@ -137,9 +139,17 @@ class PartRepair:
         writer = StoreWriter(files.objects, files.spec, files.metadata_crc32c, None)
         repair = WindowRepair(files, self._harvest.versions, self._reporter)
         recomputed = self._harvest.windows(files.spec, sorted(damaged), images, self._held)
-        with self._reporter.task("repair", len(damaged), "windows") as task, closing(recomputed):
+        places = [writer.window_images(number) for number in sorted(damaged)]
+        n_images = sum(stop - first for first, stop in places)
+        forecast = _Forecast(n_images, self._reporter)
+        self._reporter.say(
+            f"{files.objects}: {n_images:,} images of {len(damaged):,} windows are decoded and go through the tower "
+            "again."
+        )
+        with self._reporter.task("repair", n_images, "images") as task, closing(recomputed):
             window: WindowWriter | None = None
             for rows in recomputed:
+                forecast.count(rows.n_images)
                 window = window or WindowWriter(writer, rows.window)
                 rows.put_into(window)
                 if rows.is_last:
@@ -147,7 +157,7 @@ class PartRepair:
                     self._how.update((key, done) for key, done in how.items())
                     self._why_not.update({key: reason for key in damaged[rows.window] if key not in how})
                     window = None
-                    task.advance(1)
+                task.advance(rows.n_images)
 
     def _check(self, wrong: Mapping[Where, Problem]) -> dict[Where, Problem]:
         """What is wrong now among what was, and in the windows that were written."""
@@ -171,3 +181,24 @@ class PartRepair:
     def _explained(self, key: Where, problem: Problem) -> Problem:
         reason = self._why_not.get(key)
         return replace(problem, what=f"{problem.what}; not repaired: {reason}") if reason else problem
+
+
+class _Forecast:
+    """Says once how long a repair takes, when its second batch tells: the first waits for the model to be loaded."""
+
+    def __init__(self, n_images: int, reporter: Reporter) -> None:
+        self._n_left, self._reporter = n_images, reporter
+        self._n_batches, self._first_s = 0, 0.0
+
+    def count(self, n_images: int) -> None:
+        """Take note of a batch."""
+        self._n_left -= n_images
+        self._n_batches += 1
+        if self._n_batches == 1:
+            self._first_s = time.monotonic()
+        if self._n_batches == 2 and self._n_left:
+            per_s = n_images / max(1e-6, time.monotonic() - self._first_s)  # the clock may not have moved
+            self._reporter.say(
+                f"repair: about {format_s(self._n_left / per_s)} left ({format_rate(per_s)} images/s measured on one "
+                "batch)."
+            )

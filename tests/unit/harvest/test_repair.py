@@ -1,7 +1,9 @@
 """`verify --repair` with a real tower: what is damaged comes again with its bytes, or is refused by the field."""
 
 import json
+import re
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -97,6 +99,46 @@ def test_only_the_damaged_windows_are_computed_and_none_without_need(options, fo
     spoil(store / "zarr.json")
     assert repair(store, device="cpu").problems == []
     assert computed == [[1, 2]]
+
+
+class Listener(Reporter):
+    """Keeps what it is told, and the size of each task."""
+
+    def __init__(self):
+        self.said, self.tasks, self.done = [], [], {}
+
+    def say(self, text):
+        self.said.append(text)
+
+    @contextmanager
+    def task(self, name, total, unit, *, done=0):
+        self.tasks.append((name, total, unit))
+        self.done[name] = done
+        listener = self
+
+        class Counted:
+            def advance(self, n=1, **fields):
+                listener.done[name] += n
+
+        yield Counted()
+
+
+def test_it_says_how_many_images_come_again_and_how_long_that_takes(options, folder, tmp_path):
+    store = tmp_path / "s.zarr"
+    harvest(options(), folder, store)  # windows of 5, 5 and 2 images, in batches of 3 and 2
+    listener = Listener()
+    spoil(store / "rows/image/c/0")  # known from the row order: no image is needed
+    repair(store, device="cpu", reporter=listener)
+    assert (listener.said, [name for name, *_ in listener.tasks]) == ([], ["verify"])
+    for name in ("layers/1/resid_post/cls/c/0/0", "thumbs/2/blob/c/0"):
+        spoil(store / name)
+    listener = Listener()
+    repair(store, device="cpu", reporter=listener)
+    first, second = listener.said
+    assert first == f"{store}: 7 images of 2 windows are decoded and go through the tower again."
+    assert re.fullmatch(r"repair: about \d+ s left \([\d.,]+ images/s measured on one batch\)\.", second)
+    assert listener.tasks[-1] == ("repair", 7, "images")
+    assert listener.done["repair"] == 7
 
 
 def test_without_images_or_weights_what_cannot_be_repaired_says_why(options, model, folder, tmp_path, pictures):

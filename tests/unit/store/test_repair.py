@@ -37,6 +37,10 @@ class Rows:
     gone: tuple[int, ...]
     other_pictures: tuple[int, ...] = ()
 
+    @property
+    def n_images(self) -> int:
+        return self.stop - self.start
+
     def put_into(self, writer) -> None:
         made, places = self.made, np.arange(self.start, self.stop)
         images, rows = made.order.images_at(places), made.order.rows_at(places)
