@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -88,7 +89,8 @@ def read_pt(source: Path, *, offset: int = 0, as_records: Collection[str] = ()) 
     _refuse_inflation(source, content)
     allowed: list[Any] = [(type("Record", (Record,), {"class_name": name}), name) for name in as_records]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd files, which are checked after
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"[Uu]nsupported class ([\w.]+)", str(error))
