@@ -82,7 +82,7 @@ def input_scaling(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         `none` or `layer-norm` (which is no constant): neither; `standardize`: each coordinate to mean 0 and standard
         deviation 1; `expected-norm`: no shift, the mean norm of a row to sqrt(d_in).
     """
-    x = x.double().cpu()
+    x = x.cpu().double()
     d_in = x.shape[1]
     mean, scale = torch.zeros(d_in, dtype=torch.float64), torch.ones(d_in, dtype=torch.float64)
     if kind == "standardize":
@@ -101,7 +101,7 @@ def decoder_bias(z: Tensor, kind: str) -> Tensor:
     """Starting decoder bias `(d_in,)` float32 from scaled rows `z` (n, d_in)."""
     if kind == "zero":
         return torch.zeros(z.shape[1])
-    z = z.double().cpu()
+    z = z.cpu().double()  # some devices have no float64
     return (z.mean(0) if kind == "mean" else geometric_median(z)).float()
 
 

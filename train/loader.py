@@ -105,7 +105,8 @@ def on_device(
 ) -> Generator[tuple[Batch, list[Tensor]], None, None]:
     """Each batch, which lets go of its values, and these as tensors on the device: `(n, d_in)` for each array.
 
-    To a GPU they are copied beside the kernels, from the pinned memory that `allocator` gives.
+    To a GPU they are copied from the pinned memory that `allocator` gives, in turn with its kernels, and nobody waits:
+    1,024 rows of 1,024 float16 take 0.1 ms at PCIe 4's 25 GB/s.
     """
     copies: deque[tuple[torch.cuda.Event, list[Tensor]]] = deque()
     for batch in batches:
@@ -117,7 +118,7 @@ def on_device(
         there = [host.to(device, non_blocking=True) for host in hosts]
         copied = torch.cuda.Event()
         copied.record()
-        copies.append((copied, hosts))  # held until the copy, which runs beside the kernels, is done
+        copies.append((copied, hosts))  # held until the copy is done
         while copies and (len(copies) > 2 or copies[0][0].query()):
             copies.popleft()[0].synchronize()
         yield batch, [tensor.to(dtype) for tensor in there]

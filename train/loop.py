@@ -19,6 +19,7 @@ from ..store.loading import LoadingPlan, plan_loading, require_training_rows
 from ..store.reader import ActivationArray, ActivationStore, open_store
 from .configuration import check_resumable, choose_site, choose_target, describe_run
 from .loader import BatchLoader
+from .logs import require_loggers
 from .member import Member, Source, TrainingStopped, TrainResult
 from .options import TrainOptions
 from .precision import check_precision
@@ -149,6 +150,7 @@ def train_together(
     device = ranks.device(first.device)
     for options in members.values():
         check_precision(options.precision, device)
+        require_loggers(options)
     plan = (
         plan_loading(arrays, first.batch_size, round(first.loader_memory * 1e9))
         if known is None
@@ -410,6 +412,8 @@ class _Training:
         if step < options.steps:
             if self._device.type == "cuda":
                 torch.cuda.synchronize()
+            elif self._device.type == "mps":
+                torch.mps.synchronize()
             rows_per_s = (step - first_step) * options.batch_size / (time.monotonic() - start_s)
             rows_left = (options.steps - step) * options.batch_size
             self._say(

@@ -85,7 +85,8 @@ class UnitNormAdam:
             for gradient in gradients.values():
                 gradient.mul_(scale)
         self.n_steps += 1
-        count = torch.tensor(float(self.n_steps), device=sae.device)  # the fused kernel wants it already counted
+        # The fused kernel wants it already counted. Filled there: a copy of a number to a GPU waits for its kernels.
+        count = torch.full((), float(self.n_steps), device=sae.device)
         for name, weight in sae.parameters().items():
             state = (weight, gradients[name], self.mean[name], self.square[name])
             decay = settings.weight_decay if name in ("encoder", "decoder") else 0.0

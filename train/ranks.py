@@ -146,7 +146,7 @@ class DistributedRanks:
         with _answered():
             lengths = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(self.n_ranks)]
             self._distributed.all_gather(lengths, torch.tensor([len(values)], device=values.device))
-            longest = int(torch.cat(lengths).max())
+            longest = int(torch.cat(lengths).max())  # a GPU waits here, as it does for the threshold's own comparisons
             padded = values.new_zeros(longest)
             padded[: len(values)] = values
             gathered = [torch.empty_like(padded) for _ in range(self.n_ranks)]
@@ -193,8 +193,12 @@ def _answered() -> Iterator[None]:
     except RuntimeError as error:
         raise StoreError(
             "another process of this run has ended, or does not answer; what it did not say itself torchrun says. "
-            f"Go on from the last checkpoint with the same command and --resume. ({' '.join(str(error).split())[:200]})"
+            f"Go on from the last checkpoint with the same command and --resume. ({_first_sentence(error)})"
         ) from error
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0][:200]
 
 
 @contextmanager

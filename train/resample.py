@@ -35,7 +35,7 @@ def resample_features(
     z, target = sae.scale(x), sae.scale_target(y)
     f = sae.encode_sparse(x)
     error = (f.pairs().times(sae.decoder) + sae.b_dec - target).square().sum(1)  # (n,)
-    weight = error.double().square().cpu()
+    weight = error.cpu().double().square()  # some devices have no float64
     if not torch.isfinite(weight).all() or not (weight > 0).any():
         return  # every row is perfect, or the loss is about to stop the run
     generator = torch.Generator().manual_seed((seed * _STRIDE + step) % (1 << 63))

@@ -8,12 +8,14 @@ Shapes: n rows, d inputs, F features, nnz active (row, feature) pairs.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 _SUM_MODE = 0  # embedding_bag's code of mode="sum"
 _NO_PADDING = -1
+_GATHERED_PAIRS = 1 << 16  # at a time, where a device has no embedding_bag: 256 MB of rows at d = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,7 @@ class ActivePairs:
 
     def times(self, rows: Tensor, value: Tensor | None = None) -> Tensor:
         """Activations @ `rows` (F, d): (n, d), the decode; of other values `value` (nnz,) where given."""
-        return torch.nn.functional.embedding_bag(
-            self.feature, rows, self.offsets, mode="sum", per_sample_weights=self.value if value is None else value
-        )
+        return _sums_of_bags(self.feature, rows, self.offsets, self.value if value is None else value)
 
     def subset(self, chosen: Tensor, first_feature: int = 0) -> "ActivePairs":
         """Some of the pairs, by their numbers `chosen` in ascending order; features counted from `first_feature`."""
@@ -62,6 +62,14 @@ class ActivePairs:
 
     def dot(self, left: Tensor, rows: Tensor) -> Tensor:
         """(left @ rows.T) at the active pairs: (nnz,), for `left` (n, d) and `rows` (F, d)."""
+        if not has_bags(rows.device.type):
+            products = [
+                (left[row] * rows[feature]).sum(1)
+                for row, feature in zip(
+                    self.row.split(_GATHERED_PAIRS), self.feature.split(_GATHERED_PAIRS), strict=True
+                )
+            ]
+            return torch.cat(products)
         return torch.ops.aten._embedding_bag_per_sample_weights_backward(
             left.contiguous(), rows, self.feature, self.offsets, self.row, _SUM_MODE, _NO_PADDING
         )
@@ -87,10 +95,30 @@ class FeaturePairs:
 
     def times(self, weight: Tensor, right: Tensor) -> Tensor:
         """M.T @ `right` (n, d): (F, d), for M (n, F) of the values `weight` (nnz,), given in order of row."""
-        return torch.nn.functional.embedding_bag(
-            self.row, right, self.offsets, mode="sum", per_sample_weights=weight[self.order]
-        )
+        return _sums_of_bags(self.row, right, self.offsets, weight[self.order])
 
     def sums(self, weight: Tensor, n_rows: int) -> Tensor:
         """Column sums of M (n, F): (F,). Added in a fixed order, which `index_add_` on a GPU is not."""
         return self.times(weight, weight.new_ones(n_rows, 1)).squeeze(1)
+
+
+@cache
+def has_bags(device_type: str) -> bool:
+    """Whether a kind of device has the kernels of `embedding_bag`: torch brought those of MPS after 2.6."""
+    if device_type in ("cpu", "cuda"):
+        return True
+    kernel, key = "aten::_embedding_bag_per_sample_weights_backward", device_type.upper()
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(kernel, key))
+
+
+def _sums_of_bags(index: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """Sums over bags, which start at `offsets`, of `rows` (m, d) by `index` (nnz,) times `weight` (nnz,)."""
+    if has_bags(rows.device.type):
+        return torch.nn.functional.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weight)
+    sums = rows.new_zeros(len(offsets), rows.shape[1])
+    for start in range(0, len(index), _GATHERED_PAIRS):
+        part = slice(start, start + _GATHERED_PAIRS)
+        place = torch.arange(start, min(start + _GATHERED_PAIRS, len(index)), device=index.device)
+        bag = torch.searchsorted(offsets, place, right=True) - 1  # of empty bags at one start, the last is the full one
+        sums.index_add_(0, bag, rows[index[part]] * weight[part, None])
+    return sums
