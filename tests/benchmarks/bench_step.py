@@ -69,8 +69,7 @@ def run_one(python: str, name: str, size: tuple[int, int], d_in: int, l0: float,
     d_sae, batch = size
     command = [python, HERE / "step" / "worker.py", name]
     command += ["--d-in", d_in, "--d-sae", d_sae, "--batch", batch, "--l0", l0, "--steps", steps]
-    # Memory that is freed goes back to the system, so that the most that was held is what was needed.
-    environment = {**os.environ, "THRESHER_POST": post, "OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {**os.environ, "THRESHER_POST": post, "OMP_WAIT_POLICY": "PASSIVE"}
     timings = Timings()
     try:
         run = subprocess.run(

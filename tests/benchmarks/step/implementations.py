@@ -51,11 +51,13 @@ def ours(variant: str, *, dead: str = "none", precision: str = "fp32") -> Callab
     """Thresher's step: `compute_step`, then `UnitNormAdam`."""
 
     def build(p: Planted) -> Step:
+        from thresher.memory import keep_freed_memory
         from thresher.train.models import ReluSae, TopKSae
         from thresher.train.objective import Objective
         from thresher.train.optimiser import UnitNormAdam
         from thresher.train.step import compute_step
 
+        keep_freed_memory()  # as training does
         weights = (p.encoder, p.b_enc, p.decoder, torch.zeros(p.x.shape[1]))
         sae = TopKSae(*weights, k=p.k) if variant == "topk" else ReluSae(*weights)
         error = "mse" if variant == "topk" else "normalized"
