@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..memory import keep_freed_memory
 from ..progress import Reporter, Task, format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import FolderLock
@@ -148,6 +149,8 @@ def train_together(
     sites = list(dict.fromkeys(site for pair in places.values() for site in pair if site is not None))
     arrays = [store.activations(site) for site in sites]
     device = ranks.device(first.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     for options in members.values():
         check_precision(options.precision, device)
         require_loggers(options)
