@@ -226,8 +226,8 @@ class Member:
 
     def _dead(self) -> Tensor | None:
         """Ids of the dead features, None where there is none."""
-        # None can have been silent for longer than training has run. A GPU waits for the check only after that, and only
-        # for a remedy within the step; the choice of active pairs makes it wait once a block in any case.
+        # None can have been silent for longer than training has run. A GPU waits for the check only after that, for a
+        # remedy within the step; the choice of active pairs makes it wait once a block in any case.
         if self.state.step * self.options.batch_size <= self.options.dead_after_rows:
             return None
         ids = (self.state.rows_since_fired > self.options.dead_after_rows).nonzero().squeeze(1)
