@@ -194,7 +194,9 @@ def evaluate_fidelity(
 
 def _some(held_out: HeldOut, images: ImageSet) -> Ints:
     if not len(held_out.images):
-        raise ValueError(f"the SAE was trained on all {images.n_images:,} images of {images.description}: name others.")
+        raise ValueError(
+            f"all {images.n_images:,} images of {images.description} have keys of training images: name others."
+        )
     return held_out.images
 
 

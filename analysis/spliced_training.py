@@ -53,7 +53,8 @@ def splicer(options: TrainOptions, store: ActivationStore, reporter: Reporter) -
         held_out = held_out_images(images, store)
         if not len(held_out.images):
             raise ValueError(
-                f"--images {options.images}: all {images.n_images:,} are training images; name others to evaluate on."
+                f"--images {options.images}: all {images.n_images:,} have keys of training images; name others to "
+                "evaluate on."
             )
         (reporter.say if held_out.n_in_store else reporter.warn)(f"--images {options.images}: {held_out.note}")
         chosen = captioned(images, held_out.images, options.caption, store).sample(options.images_rows, options.seed)
