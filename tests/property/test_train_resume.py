@@ -1,5 +1,6 @@
-"""A run broken at any steps, with any checkpoints between, ends with the bytes of an unbroken one."""
+"""A run broken at any steps, with any checkpoints between, ends with the bytes of an unbroken one: every variant."""
 
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from thresher.progress import Reporter
+from thresher.store.format import Site
 from thresher.train.loop import train
-from thresher.train.options import TrainOptions
+from trained_alike import BASE, BATCH, SETTINGS, STEPS
 
-STEPS, BATCH = 24, 32
-OPTIONS = TrainOptions(
-    k=3, expansion=3, lr=3e-3, warmup=5, batch_size=BATCH, rows=STEPS * BATCH, device="cpu", dead_after_rows=96
-)
+OPTIONS = replace(BASE, k=3, checkpoint_every=500)
 
 
 class Crash(Exception):
@@ -38,20 +37,35 @@ class CrashAt(Reporter):
             raise Crash
 
 
-@given(
-    crashes=st.lists(st.integers(1, STEPS), max_size=3),
-    checkpoint_every=st.integers(0, 9),
-    variant=st.sampled_from(["topk", "relu"]),
-    batch=st.sampled_from([BATCH, 2 * BATCH]),
-)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_crashes_leave_no_trace(make_store, tmp_path_factory, crashes, checkpoint_every, variant, batch):
+def logged(run: Path) -> list[str]:
+    """Every line of the log of numbers, but for how fast it went."""
+    return [
+        json.dumps({name: value for name, value in json.loads(line).items() if name != "rows_per_s"})
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A store, and a run of each setting that nothing broke."""
+    return tmp_path_factory.mktemp("unbroken")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@given(crashes=st.lists(st.integers(1, STEPS), min_size=1, max_size=3), checkpoint_every=st.integers(1, 9))
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_crashes_leave_no_trace(make_store, tmp_path_factory, unbroken, setting, crashes, checkpoint_every):
     folder: Path = tmp_path_factory.mktemp("runs")
-    name = f"../{folder.name}/store.zarr"
     rows = np.random.default_rng(0).standard_normal((150, 6)) + 1
-    store = make_store(150, 6, rows=rows, invalid=(7,), name=name, dtype="float32").path
-    options = replace(OPTIONS, variant=variant, dead_remedy="ghost" if variant == "relu" else "auxk", batch_size=batch)
-    train(options, store, folder / "unbroken")
+    store = unbroken / "store.zarr"
+    if not store.exists():
+        make_store(
+            150, 6, rows=rows, invalid=(7,), place=str(store), dtype="float32", thumbnails=False,
+            sites=(Site(1), Site(2)),
+        )  # fmt: skip
+    options = replace(SETTINGS[setting], layer=1)
+    if not (unbroken / setting).exists():
+        train(options, store, unbroken / setting)
     broken = replace(options, checkpoint_every=checkpoint_every)
     for step in crashes:
         is_new = not (folder / "broken").exists()
@@ -59,8 +73,10 @@ def test_crashes_leave_no_trace(make_store, tmp_path_factory, crashes, checkpoin
             train(broken, store, folder / "broken", CrashAt(step), resume=not is_new)
         except Crash:
             continue
-    train(broken, store, folder / "broken", resume=(folder / "broken").exists())
-    assert (folder / "broken/sae.safetensors").read_bytes() == (folder / "unbroken/sae.safetensors").read_bytes()
+    train(broken, store, folder / "broken", resume=True)
+    files = [run / "sae.safetensors" for run in (folder / "broken", unbroken / setting)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert logged(folder / "broken") == logged(unbroken / setting)
 
 
 def test_a_resumed_run_reads_in_its_own_order_whatever_memory_it_is_given_now(make_store, tmp_path):
