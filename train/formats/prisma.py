@@ -25,16 +25,17 @@ _DEFAULTS = {"architecture": "standard", "activation_fn_str": "topk", "normalize
 def find(path: Path) -> Path | None:
     """The weights: a file with its configuration in it, or one beside a `config.json`."""
     if path.is_file():
-        is_whole = path.suffix == ".pt" and names_in_pickle(path, "vit_prisma")
-        return path if is_whole or _stands_beside_config(path) else None
+        return path if _is_named(path) and _has_config(path) else None
     candidates = [path / WEIGHTS, *sorted(path.glob("n_images_*.pt"))]
-    weights = [each for each in candidates if each.is_file() and (path / CONFIG).is_file()]
-    return weights[-1] if weights else None
+    return next((each for each in reversed(candidates) if each.is_file() and _has_config(each)), None)
 
 
-def _stands_beside_config(path: Path) -> bool:
-    is_named = path.name == WEIGHTS or path.name.startswith("n_images_")
-    return is_named and path.suffix == ".pt" and path.with_name(CONFIG).is_file()
+def _is_named(path: Path) -> bool:
+    return path.name == WEIGHTS or (path.name.startswith("n_images_") and path.suffix == ".pt")
+
+
+def _has_config(path: Path) -> bool:
+    return path.with_name(CONFIG).is_file() or names_in_pickle(path, "vit_prisma")
 
 
 def read(path: Path) -> Foreign:
@@ -131,7 +132,7 @@ def write(out: Outgoing) -> Written:
 
 FORMAT = Format(
     name="prisma",
-    looks_for=f"{WEIGHTS} (or n_images_*.pt) and {CONFIG}",
+    looks_for=f"{WEIGHTS} (or n_images_*.pt) with {CONFIG} or with its configuration in it",
     find=find,
     read=read,
     write=write,
