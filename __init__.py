@@ -8,19 +8,53 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .analysis.fidelity import FidelityResult, evaluate_fidelity
+    from .analysis.train_sae import train_sae
+    from .harvest.splice import splice
+    from .harvest.vision import Tower, load_clip, load_tower
+    from .store.format import Site
     from .store.reader import ActivationStore, open_store
     from .train.activation_loader import ActivationLoader
+    from .train.member import TrainResult
     from .train.models import SparseAutoencoder, load_sae
+    from .train.options import TrainOptions
+    from .train.run_dir import Run, open_run
 
-__all__ = ["ActivationLoader", "ActivationStore", "SparseAutoencoder", "__version__", "load_sae", "open_store"]
+__all__ = [
+    "ActivationLoader",
+    "ActivationStore",
+    "FidelityResult",
+    "Run",
+    "Site",
+    "SparseAutoencoder",
+    "Tower",
+    "TrainOptions",
+    "TrainResult",
+    "__version__",
+    "evaluate_fidelity",
+    "load_clip",
+    "load_sae",
+    "load_tower",
+    "open_run",
+    "open_store",
+    "splice",
+    "train_sae",
+]
 
-_HOME = {
-    "ActivationStore": "store.reader",
-    "open_store": "store.reader",
-    "ActivationLoader": "train.activation_loader",
-    "SparseAutoencoder": "train.models",
-    "load_sae": "train.models",
+_NAMES_OF = {
+    "analysis.fidelity": ("FidelityResult", "evaluate_fidelity"),
+    "analysis.train_sae": ("train_sae",),
+    "harvest.splice": ("splice",),
+    "harvest.vision": ("Tower", "load_clip", "load_tower"),
+    "store.format": ("Site",),
+    "store.reader": ("ActivationStore", "open_store"),
+    "train.activation_loader": ("ActivationLoader",),
+    "train.member": ("TrainResult",),
+    "train.models": ("SparseAutoencoder", "load_sae"),
+    "train.options": ("TrainOptions",),
+    "train.run_dir": ("Run", "open_run"),
 }
+_HOME = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

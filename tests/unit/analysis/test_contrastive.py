@@ -66,6 +66,15 @@ def test_repeated_captions_put_a_floor_under_the_loss():
     assert info_nce(images, images, 1e3) == pytest.approx(math.log(2), rel=1e-12)
 
 
+def test_the_posts_batches_cannot_lose_less_than_0_58_nats():
+    # 1024 images of 1000 classes, told apart perfectly: each still meets the other images of its class
+    own = np.random.default_rng(0).integers(0, 1000, 4096)
+    losses = [info_nce(np.eye(1000)[own[b]], np.eye(1000)[own[b]], 1e3) for b in repeated_batches(4096, 1024, 0)]
+    assert np.mean(losses) == pytest.approx(0.584, abs=0.03)
+    kept = caption_batches(own, 1000, 0)[0]
+    assert info_nce(np.eye(1000)[own[kept]], np.eye(1000)[own[kept]], 1e3) == pytest.approx(0, abs=1e-12)
+
+
 def test_zero_shot_counts_the_captions_that_are_nearer():
     images, captions = unit(200, 8, 0), unit(11, 8, 1)
     own = np.random.default_rng(2).integers(0, 11, 200)

@@ -1,0 +1,85 @@
+"""`docs/python.md`, run from its first line to its last where a quickstart has been run (a shorter one)."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import thresher
+import torch
+from thresher.harvest.options import HarvestOptions
+from thresher.harvest.run import harvest
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def after(tmp_path_factory):
+    """The variables that the page leaves behind."""
+    folder = tmp_path_factory.mktemp("python")
+    place = folder / "thresher-quickstart"
+    options = HarvestOptions(model="quickstart", layer=(4,), limit=1500, batch_size=128, device="cpu", workers=0)
+    harvest(options, "quickstart", str(place / "emoji.zarr"))
+    small = {"k": 16, "expansion": 8, "rows": 102_400, "warmup": 20, "device": "cpu"}
+    thresher.train_sae(place / "emoji.zarr", place / "run", **small)
+    names, wants = {}, pytest.MonkeyPatch()
+    wants.chdir(folder)
+    try:
+        for number, block in enumerate(BLOCKS, 1):
+            exec(compile(block, f"{PAGE.name}, block {number}", "exec"), names)
+    finally:
+        wants.undo()
+    return SimpleNamespace(**{name: value for name, value in names.items() if not name.startswith("__")})
+
+
+def test_rows_are_encoded_and_decoded(after):
+    assert (after.x.shape, after.f.shape, after.x_hat.shape) == ((256, 192), (256, 1536), (256, 192))
+    by_hand = torch.relu((after.sae.scale(after.x) - after.sae.b_dec) @ after.sae.W_enc + after.sae.b_enc)
+    kept = after.f > 0
+    assert torch.allclose(after.f[kept], by_hand[kept], atol=1e-4)
+    assert kept.sum(1).max() <= 16
+    assert 0 < float(after.error.mean()) < 1
+
+
+def test_the_pictures_are_those_of_the_feature(after):
+    positions = after.f[:, after.feature].topk(8).indices.numpy()
+    assert np.array_equal(after.store.positions_of(after.rows), positions)
+    assert len(after.names) == len(after.pictures) == 8
+    assert set(after.names) <= set(after.store.label_names)
+
+
+def test_splicing_and_ablating_change_the_embeddings(after):
+    assert after.before.shape == after.after.shape == after.ablated.shape == (8, 128)
+    difference = (after.after - after.before).norm(dim=1) / after.before.norm(dim=1)
+    assert 0.01 < float(difference.mean()) < 1.5
+    # the pictures are those on which the feature is strongest, and nothing else was changed
+    moved = (after.ablated - after.before).norm(dim=1) / after.before.norm(dim=1)
+    assert float(moved.min()) > 1e-4
+    with torch.no_grad(), thresher.splice(after.tower, after.sae, after.run.site, keep_error=True):
+        assert torch.allclose(after.tower.visual(after.images), after.before, atol=1e-4)
+
+
+def test_zero_shot_accuracy_is_between_guessing_and_the_models_own(after):
+    found = after.found
+    assert found.n_images == 300
+    assert 1 / found.n_captions < found.sae.top1 < found.original.top1
+    assert found.original.loss < found.sae.loss < found.zero.loss
+    assert 0 < found.loss_recovered < 1
+
+
+def test_training_from_python_makes_runs(after):
+    assert after.result.steps == 100
+    assert 0 < after.result.held_out.explained_variance < 1
+    assert list(after.held_out.index) == [50, 100]
+    last = after.held_out.iloc[-1]
+    assert last["contrastive_loss"] == after.spliced["contrastive_loss"]
+    assert last["n_images"] == 300
+    assert len(after.loader) == 1485 // 512
+    assert after.batch.x.shape == (512, 192)
+
+
+def test_the_commands_metrics_say_the_same(after):
+    record = after.metrics[after.metrics["split"] == "train"].iloc[-1]
+    assert record["step"] == 100
