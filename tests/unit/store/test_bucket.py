@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec
 
 import aiohttp
 import botocore.exceptions
+import fsspec.config
 import pytest
 from s3_on_loopback import BUCKET, SECRET, faulty_s3, s3_server
 from thresher.store import bucket as bucket_module
@@ -518,6 +519,26 @@ def test_an_endpoint_that_is_no_url_is_named(monkeypatch, name):
     monkeypatch.setenv(name, "127.0.0.1:9000")
     with pytest.raises(ValueError, match=f"{name} is '127.0.0.1:9000': it begins with http://"):
         open_objects("s3://bucket/x").exists("zarr.json")
+
+
+def test_fsspecs_own_configuration_names_service_and_credentials_before_the_aws_variables(servers, s3, monkeypatch):
+    configured = {}
+    fsspec.config.set_conf_env(
+        configured,
+        {
+            "FSSPEC_S3_ENDPOINT_URL": servers[0].endpoint,
+            "FSSPEC_S3_KEY": "test-key-id",
+            "FSSPEC_S3_SECRET": SECRET,
+            "FSSPEC_S3": '{"config_kwargs": {"s3": {"addressing_style": "path"}}}',
+        },
+    )
+    monkeypatch.setattr(fsspec.config, "conf", fsspec.config.conf | configured)
+    monkeypatch.setitem(fsspec.config.apply_config.__globals__, "conf", fsspec.config.conf)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    place = fill(Bucket(f"s3://{BUCKET}/{uuid.uuid4().hex}", QUICK))
+    assert place.read_many(list(FILES)) == list(FILES.values())
 
 
 def test_texts_lose_what_is_secret_in_urls():
