@@ -36,7 +36,7 @@ def main() -> None:
     \b
     thresher quickstart              the whole chain on built-in pictures
     thresher harvest IMAGES STORE    images to activations
-    thresher train STORE RUN         activations to a sparse autoencoder, or several
+    thresher train STORE RUN         activations to sparse autoencoders
     thresher sweep RUN               the several, beside each other
     thresher encode RUN              its feature activations on the store
     thresher stats RUN               every number and figure

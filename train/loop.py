@@ -20,6 +20,7 @@ from ..store.loading import LoadingPlan, plan_loading, require_training_rows
 from ..store.reader import ActivationArray, ActivationStore, open_store
 from .configuration import check_resumable, choose_site, choose_target, describe_run
 from .loader import BatchLoader
+from .logs import require_loggers
 from .member import Member, Source, TrainingStopped, TrainResult
 from .options import TrainOptions
 from .precision import check_precision
@@ -152,6 +153,7 @@ def train_together(
         keep_freed_memory()
     for options in members.values():
         check_precision(options.precision, device)
+        require_loggers(options)
     plan = (
         plan_loading(arrays, first.batch_size, round(first.loader_memory * 1e9))
         if known is None

@@ -18,6 +18,7 @@ from .early_warning import off_centre_warning
 from .evaluation import evaluate
 from .initialise import decoder_bias, input_scaling, new_sae
 from .loader import BatchLoader
+from .logs import open_loggers
 from .metrics import ReconstructionResult, batch_metrics
 from .models import BatchTopKSae, SparseAutoencoder
 from .objective import Objective
@@ -136,7 +137,12 @@ class Member:
             precision=options.precision,
         )
         self.state = self._start()
-        self.log = RunLog(run.path, keep_to_step=self.state.step, writes=ranks.rank == 0)
+        self.log = RunLog(
+            run.path,
+            keep_to_step=self.state.step,
+            writes=ranks.rank == 0,
+            loggers=lambda kept: open_loggers(options, run.path, run.config, kept),
+        )
         self._first_bad_step = torch.full((), options.steps, dtype=torch.int64, device=device)
         self._started_s, self._first_step = time.monotonic(), self.state.step
         self._last_log = (self._started_s, self.state.step)

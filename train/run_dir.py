@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,6 +17,7 @@ from ..store.errors import DamagedStoreError, StoreError
 from ..store.files import write_atomically
 from ..store.format import Site
 from ..store.loading import LoadingPlan
+from .logs import Logger
 from .models import SparseAutoencoder, load_sae
 from .options import FREE_ON_RESUME, TrainOptions
 
@@ -283,13 +284,24 @@ class RunLog:
         Steps of which earlier records are kept.
     writes
         Whether anything is written: of the processes of a run, one does.
+    loggers
+        Opens what is told every record of metrics.jsonl as well, given those that are kept.
     """
 
-    def __init__(self, path: Path, *, keep_to_step: int, writes: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep_to_step: int,
+        writes: bool = True,
+        loggers: Callable[[Sequence[Mapping[str, Any]]], Sequence[Logger]] | None = None,
+    ) -> None:
         metrics_path, log_path = path / METRICS, path / LOG
+        self._loggers: Sequence[Logger] = ()
         if writes:
             kept = [record for record in read_metrics(metrics_path) if record["step"] <= keep_to_step]
             write_atomically(metrics_path, "".join(_line(record) for record in kept).encode())
+            self._loggers = loggers(kept) if loggers is not None else ()
         else:
             metrics_path = log_path = Path(os.devnull)
         self._writes = writes
@@ -300,6 +312,8 @@ class RunLog:
         """Append one object."""
         self._metrics.write(_line(record))
         self._metrics.flush()
+        for logger in self._loggers:
+            logger.metrics(record)
 
     def say(self, text: str) -> None:
         """Append one line with the time."""
@@ -312,9 +326,11 @@ class RunLog:
             os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
-        """Close both files."""
+        """Close both files, and the loggers."""
         self._metrics.close()
         self._log.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 def _line(record: Mapping[str, Any]) -> str:

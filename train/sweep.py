@@ -10,6 +10,7 @@ from typing import Any
 from ..progress import Reporter
 from ..store.errors import StoreError
 from ..store.files import FolderLock, write_atomically
+from ..store.objects import open_objects
 from .combinations import expand, one_value_wanted
 from .loop import Failure, train_together
 from .member import TrainResult
@@ -85,17 +86,17 @@ def train_sweep(
     TrainingStopped
         After SIGINT or SIGTERM, with checkpoints written. What stops one member is in the result instead.
     """
-    path = Path(path)
+    path, place = Path(path), open_objects(store_path)
+    store = place.absolute_url if place.local is None else str(place.local.resolve())
     if resume:
         begun = open_sweep(path)
         members = tuple(replace(member, reason=None) for member in begun.members)
-        sweep = replace(begun, store_path=str(store_path), members=_with_free_options(begun, members, given))
+        sweep = replace(begun, store_path=store, members=_with_free_options(begun, members, given))
         overwrite = False
     else:
-        sweep = Sweep(path, str(store_path), {name: list(values) for name, values in given.items()}, expand(given))
+        sweep = Sweep(path, store, {name: list(values) for name, values in given.items()}, expand(given))
         overwrite = sweep.members[0].options.overwrite
     record = _Record(sweep, overwrite=overwrite, resume=resume)
-    record.check_place()
     results, failures = train_together(
         {sweep.run_path(member): member.options for member in sweep.members},
         store_path,
@@ -141,7 +142,7 @@ class _Record:
         self.sweep = sweep
         self._overwrite, self._resume = overwrite, resume
 
-    def check_place(self) -> None:
+    def _check_place(self) -> None:
         """Raise `StoreError` where something else is in the way of the sweep."""
         path = self.sweep.path
         for folder in (path, *path.absolute().parents):
@@ -165,9 +166,10 @@ class _Record:
     def writing(self) -> Iterator[None]:
         """Make the folder, remove an earlier sweep, write sweep.json, and keep others from it until the end."""
         path = self.sweep.path
+        self._check_place()
         make_folder(path)
         with closing(FolderLock(path)):
-            self.check_place()
+            self._check_place()
             if not self._resume and (path / SWEEP).exists():
                 self._remove_old()
             self.save()
