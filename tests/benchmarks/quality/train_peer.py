@@ -1,0 +1,184 @@
+"""Trains one SAE of another library on given batches; prints its L0 and explained variance as JSON.
+
+Rows, batches, width, learning rate and its course are those of Thresher's runs. What a library fixes stays as it is.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "step")]
+
+WARMUP, DECAY = 100, 0.2
+
+Code = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From rows (n, d): feature activations (n, F) and reconstruction (n, d), as the library gives them after training."""
+
+
+def rate(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, linear fall over the last fifth."""
+    return min(1.0, (step + 2) / WARMUP) * min(1.0, (steps - step) / (DECAY * steps))
+
+
+def saelens(
+    variant: str, setting: float, batches: np.ndarray, z: torch.Tensor, d_sae: int, lr: float, prefixes: list[int]
+) -> Code:
+    """Train by SAELens's `SAETrainer`."""
+    from sae_lens import SAETrainer
+    from sae_lens import saes as s
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+
+    shared: dict[str, Any] = {"d_in": z.shape[1], "d_sae": d_sae}
+    if variant == "relu":
+        sae: Any = s.StandardTrainingSAE(s.StandardTrainingSAEConfig(l1_coefficient=setting, **shared))
+    elif variant == "gated":
+        sae = s.GatedTrainingSAE(s.GatedTrainingSAEConfig(l1_coefficient=setting, **shared))
+    elif variant == "jumprelu":
+        sae = s.JumpReLUTrainingSAE(s.JumpReLUTrainingSAEConfig(l0_coefficient=setting, **shared))
+    elif variant == "topk":
+        sae = s.TopKTrainingSAE(s.TopKTrainingSAEConfig(k=int(setting), use_sparse_activations=False, **shared))
+    elif variant == "batchtopk":
+        sae = s.BatchTopKTrainingSAE(s.BatchTopKTrainingSAEConfig(k=setting, **shared))
+    else:
+        sae = s.MatryoshkaBatchTopKTrainingSAE(
+            s.MatryoshkaBatchTopKTrainingSAEConfig(k=setting, matryoshka_widths=prefixes, **shared)
+        )
+    steps, batch = batches.shape
+    trainer = SAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=steps * batch,
+            train_batch_size_samples=batch,
+            lr=lr,
+            lr_end=0.0,
+            device="cpu",
+            autocast=False,
+            n_checkpoints=0,
+            checkpoint_path=None,
+            save_final_checkpoint=False,
+            adam_beta1=0.9,
+            adam_beta2=0.999,
+            lr_scheduler_name="constant",
+            lr_warm_up_steps=WARMUP,
+            lr_decay_steps=round(DECAY * steps),
+            n_restart_cycles=1,
+            dead_feature_window=150,
+            feature_sampling_window=10**9,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        sae=sae,
+        data_provider=iter(()),
+    )
+    for chosen in batches:
+        trainer._train_step(sae=sae, sae_in=z[chosen])
+        trainer.n_training_steps += 1
+
+    def code(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if variant in ("batchtopk", "matryoshka"):  # what it is saved as: a threshold for all features
+            pre = (rows - sae.b_dec * sae.cfg.apply_b_dec_to_input) @ sae.W_enc + sae.b_enc
+            if sae.cfg.rescale_acts_by_decoder_norm:
+                norm = sae.W_dec.norm(dim=-1)
+                f = torch.where(pre * norm > sae.topk_threshold, pre, 0.0).relu()
+            else:
+                f = torch.where(pre > sae.topk_threshold, pre, 0.0).relu()
+            return f, f @ sae.W_dec + sae.b_dec
+        f = sae.encode(rows)
+        return f, sae.decode(f)
+
+    return code
+
+
+def overcomplete(
+    variant: str, setting: float, batches: np.ndarray, z: torch.Tensor, d_sae: int, lr: float, prefixes: list[int]
+) -> Code:
+    """Train by the body of overcomplete's `train_sae`."""
+    import matplotlib as mpl
+
+    if not hasattr(mpl.cm, "get_cmap"):  # its import needs what newer versions of matplotlib lack
+        mpl.cm.get_cmap = mpl.colormaps.get_cmap
+    from implementations import _without_imports
+
+    _without_imports("timm", "cv2", "skimage", "torchvision")
+    from overcomplete.sae.base import SAE
+    from overcomplete.sae.batchtopk_sae import BatchTopKSAE
+    from overcomplete.sae.jump_sae import JumpSAE
+    from overcomplete.sae.losses import mse_l1
+    from overcomplete.sae.topk_sae import TopKSAE
+
+    d_in, (steps, batch) = z.shape[1], batches.shape
+    penalty = 0.0
+    if variant == "topk":
+        model: Any = TopKSAE(d_in, d_sae, top_k=int(setting))
+    elif variant == "batchtopk":
+        model = BatchTopKSAE(d_in, d_sae, top_k=int(setting * batch))
+    elif variant == "jumprelu":
+        model, penalty = JumpSAE(d_in, d_sae), setting
+    else:
+        model, penalty = SAE(d_in, d_sae), setting
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+    model.train()
+    for chosen in batches:
+        x = z[chosen]
+        optimizer.zero_grad()
+        pre, codes, x_hat = model(x)
+        loss = mse_l1(x, x_hat, pre, codes, model.get_dictionary(), penalty=penalty)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+    model.eval()
+
+    def code(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        _, codes, x_hat = model(rows)
+        return codes, x_hat
+
+    return code
+
+
+LIBRARIES = {"SAELens": saelens, "overcomplete": overcomplete}
+
+
+@torch.no_grad()
+def measure(code: Code, z: torch.Tensor) -> dict[str, float]:
+    """Mean L0 and explained variance over all of `z`, in float64."""
+    active, sse = 0, 0.0
+    for start in range(0, len(z), 1024):
+        rows = z[start : start + 1024]
+        f, x_hat = code(rows)
+        active += int((f > 0).sum())
+        sse += float((x_hat.double() - rows.double()).square().sum())
+    sst = float((z.double() - z.double().mean(0)).square().sum())
+    return {"l0": active / len(z), "ev": 1 - sse / sst}
+
+
+def main() -> None:
+    """Print a line for each setting and seed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("library", choices=LIBRARIES)
+    parser.add_argument("variant")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--settings", nargs="+", type=float, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, required=True)
+    parser.add_argument("--d-sae", type=int, required=True)
+    parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--prefixes", nargs="+", type=int, default=[])
+    a = parser.parse_args()
+    z = torch.from_numpy(np.load(a.data / "train.npy"))
+    held_out = torch.from_numpy(np.load(a.data / "heldout.npy"))
+    batches = np.load(a.data / "batches.npy")
+    for setting in a.settings:
+        for seed in a.seeds:
+            torch.manual_seed(seed)
+            code = LIBRARIES[a.library](a.variant, setting, batches, z, a.d_sae, a.lr, a.prefixes)
+            answer = {"setting": setting, "seed": seed, "train": measure(code, z), "heldout": measure(code, held_out)}
+            print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
