@@ -90,21 +90,21 @@ def pull(repo_id: str, run_path: Path | str, options: PullOptions | None = None)
         When the hub does not answer or refuses, the repository holds no SAE or several, it is larger than the limit;
         and as `import_sae` does.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
 
     options, run_path = options or PullOptions(), Path(run_path)
     if (run_path / CONFIG).exists() and not options.overwrite:
         raise StoreError(f"{run_path} already holds a run: replace it (--overwrite) or choose another RUN.")
-    token = _token(options.token_file)
+    api = HfApi(token=_token(options.token_file))
     with tempfile.TemporaryDirectory(prefix="thresher-pull-") as temporary:
         with _hub_errors(repo_id):
             _check_repo_id(repo_id)
-            info = HfApi(token=token).model_info(repo_id, revision=options.revision, files_metadata=True)
+            info = api.model_info(repo_id, revision=options.revision, files_metadata=True)
             sizes = {each.rfilename: each.size for each in info.siblings or []}
             folder, names = _choose(repo_id, sizes, options.folder)
             _check_size(repo_id, {name: sizes[name] for name in names}, options.size_limit_gb)
             for name in names:
-                got = hf_hub_download(repo_id, name, revision=info.sha, token=token, local_dir=temporary)
+                got = api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=temporary)
                 if Path(got).stat().st_size != sizes[name]:
                     raise StoreError(f"{repo_id}: {name} came with another size than the hub says. Pull again.")
         format_, foreign = read_foreign(Path(temporary) / folder, options.format)
@@ -164,7 +164,8 @@ def _choose(repo_id: str, sizes: dict[str, int | None], folder: str | None) -> t
     if chosen in held:
         return str(chosen), sorted(by_folder[str(chosen)])
     if not held:
-        raise StoreError(f"{repo_id} holds no SAE: none of {', '.join(sorted(_WANTED))}.")
+        weights = ", ".join(sorted(name for name in _WANTED if name.endswith(_WEIGHTS)))
+        raise StoreError(f"{repo_id} holds no SAE: none of {weights}.")
     shown = ", ".join(place or "." for place in held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "")
     what = f"holds no SAE in {folder}" if folder is not None else f"holds {len(held)} SAEs"
     raise StoreError(f"{repo_id} {what}: name one with --folder ({shown}).")
@@ -194,6 +195,8 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
         ) from None
     except errors.RevisionNotFoundError:
         raise StoreError(f"{repo_id} has no such revision: check --revision.") from None
+    except errors.LocalEntryNotFoundError:
+        raise StoreError(f"{repo_id} was not reached: is this machine online, and HF_ENDPOINT right?") from None
     except errors.EntryNotFoundError as error:
         raise StoreError(f"{repo_id} lacks a file that it lists: {_short(error)}") from None
     except errors.OfflineModeIsEnabled:
