@@ -52,6 +52,8 @@ class SaeResult:
     d_sae: int | None
     n_dead: int | None
     share_dead: float | None
+    n_almost_dead: int | None
+    decoder_coherence: float | None
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,10 @@ def _numbers(run: Run) -> dict[str, Any]:
     held_out, trained = of_split.get("heldout", {}), of_split.get("train", {})
     if trained.get("rows", 0) <= run.options.dead_after_rows:
         trained = {}
-    names = ("step", "n_rows", "explained_variance", "explained_energy", "normalized_mse")
+    names = (
+        *("step", "n_rows", "explained_variance", "explained_energy", "normalized_mse"),
+        *("n_almost_dead", "decoder_coherence"),
+    )
     return {
         **{name: held_out.get(name) for name in names},
         "l0": (held_out.get("l0") or {}).get("mean"),

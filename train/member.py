@@ -14,8 +14,9 @@ from ..store.errors import StoreError
 from ..store.format import Site
 from ..store.reader import ActivationArray
 from .checkpoint import TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint
+from .coherence import decoder_coherence
 from .early_warning import off_centre_warning
-from .evaluation import evaluate
+from .evaluation import count_almost_dead, evaluate
 from .initialise import decoder_bias, input_scaling, new_sae
 from .loader import BatchLoader
 from .logs import open_loggers
@@ -327,7 +328,7 @@ class Member:
         """Log the numbers of `docs/definitions.md` on held-out rows; None where the store has none."""
         if self._ranks.rank != 0:
             return None
-        result = self._reconstruction()
+        result, numbers = self._reconstruction()
         if self._spliced is not None:
             site, target = self._source.activations.site, self._source.target.site
             self._spliced_numbers = self._spliced.evaluate(
@@ -335,25 +336,32 @@ class Member:
             )
             self.shown |= self._spliced_shown()
         step, rows = self.state.step, self.state.step * self.options.batch_size
-        numbers = {**(result.to_json() if result is not None else {}), **self._spliced_numbers}
-        if numbers:
-            self.log.metrics({"step": step, "rows": rows, "split": "heldout", **numbers})
+        if numbers or self._spliced_numbers:
+            self.log.metrics({"step": step, "rows": rows, "split": "heldout", **numbers, **self._spliced_numbers})
         return result
 
     def _spliced_shown(self) -> dict[str, object]:
         names = {"contrastive_loss": "spliced", "loss_recovered": "recovered", "zero_shot_top1": "top1"}
         return {shown: self._spliced_numbers[name] for name, shown in names.items() if self._spliced_numbers}
 
-    def _reconstruction(self) -> ReconstructionResult | None:
-        source = self._source
+    def _reconstruction(self) -> tuple[ReconstructionResult | None, dict[str, Any]]:
+        """What the held-out rows say of it, and the same with the state of its features as metrics.jsonl holds it."""
+        source, sae = self._source, self.state.sae
         start, stop = source.activations.store.split("heldout")
         if self.options.eval_rows:
             stop = min(stop, start + self.options.eval_rows)
         if start == stop:
-            return None
-        return evaluate(
-            self.state.sae, source.activations, start, stop, source.target if source.is_transcoder else None
-        )
+            return None, {}
+        n_active = torch.zeros_like(self.state.rows_since_fired)
+        target = source.target if source.is_transcoder else None
+        result = evaluate(sae, source.activations, start, stop, target, n_active)
+        n_almost_dead = count_almost_dead(n_active, result.n_rows)
+        return result, {
+            **result.to_json(),
+            "n_almost_dead": n_almost_dead,
+            "share_almost_dead": n_almost_dead / sae.d_sae,
+            "decoder_coherence": decoder_coherence(sae.decoder),
+        }
 
     def stop_if_not_finite(self) -> None:
         """Raise `TrainingStopped` where the loss of a step was not finite."""

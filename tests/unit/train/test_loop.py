@@ -162,6 +162,13 @@ def test_metrics_hold_training_and_held_out_numbers_in_raw_units(small_store, tm
     sst = ((x - x.mean(0)) ** 2).sum()
     assert result.held_out.explained_variance == pytest.approx(1 - ((x_hat - x) ** 2).sum() / sst, rel=1e-5)
     assert held_out[-1]["l0"]["mean"] == 4
+    n_active = (sae.encode(torch.from_numpy(x).float()) > 0).sum(0)
+    assert held_out[-1]["n_almost_dead"] == (n_active == 0).sum()  # 7 rows: one is more than 1 in 10,000
+    assert held_out[-1]["share_almost_dead"] == held_out[-1]["n_almost_dead"] / 96
+    w = sae.W_dec.double().numpy()
+    cosines = (w @ w.T) / np.outer(np.linalg.norm(w, axis=1), np.linalg.norm(w, axis=1))
+    np.fill_diagonal(cosines, -1)
+    assert held_out[-1]["decoder_coherence"] == pytest.approx(cosines.max(1).mean(), rel=1e-5)
 
 
 def test_training_learns_planted_directions(make_store, tmp_path):
