@@ -96,7 +96,8 @@ def train_ours(
     name, values = OURS[variant]
     base = TrainOptions(
         variant=variant, expansion=expansion, lr=LR, warmup=100, batch_size=BATCH, rows=BATCH * steps, device="cpu",
-        order_seed=0, dead_after_rows=150 * BATCH, eval_every=0, checkpoint_every=0, overwrite=True, log_every=max(1, steps // 40),
+        order_seed=0, dead_after_rows=150 * BATCH, eval_every=0, checkpoint_every=0, overwrite=True,
+        log_every=max(1, steps // 40),
     )  # fmt: skip
     members = {
         folder / f"{variant}-{value:g}-{seed}": replace(
