@@ -18,7 +18,7 @@ from .models import (
     SparseAutoencoder,
     TopKSae,
 )
-from .options import TrainOptions
+from .options import VARIANTS_OF, TrainOptions
 
 _MEDIAN_TOLERANCE = 1e-9  # relative step of Weiszfeld's iteration; float64 rounding of a sum of 15,360 terms is 1e-14
 _MEDIAN_ITERATIONS = 1000
@@ -43,7 +43,9 @@ def new_sae(options: TrainOptions, d_in: int, d_out: int | None = None) -> Spars
     decoder = _kaiming_uniform(d_sae, d_out, generator)
     decoder /= decoder.norm(dim=1, keepdim=True)
     if options.encoder_init == "transpose" and not is_transcoder:
-        encoder = decoder.clone()
+        # Where nothing but a penalty holds features back, all that are above zero add up: their sum is near the input
+        # at d_in / d_sae (Conerly et al. 2025, "Circuits updates: January"), far beyond it at 1.
+        encoder = decoder * min(1.0, d_in / d_sae) if options.variant in VARIANTS_OF["target_l0"] else decoder.clone()
     weights = (encoder, torch.zeros(d_sae), decoder, torch.zeros(d_out))
     shared: dict[str, Any] = {"layer_norm": options.normalize == "layer-norm"}
     if is_transcoder:

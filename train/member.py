@@ -133,7 +133,7 @@ class Member:
             decoder_norm=options.decoder_norm,
             bandwidth=options.bandwidth,
             dead=options.resolved_dead_remedy if options.resolved_dead_remedy != "resample" else "none",
-            aux=options.aux,
+            aux=options.resolved_aux,
             aux_k=options.resolved_aux_k(source.activations.d_in),
             precision=options.precision,
         )

@@ -93,7 +93,7 @@ class UnitNormAdam:
             if name == "decoder" and settings.unit_norm:
                 self._update_unit_rows(*state, count, lr)
             else:
-                self._adam(*state, count, lr, decay)
+                self._adam(*state, count, lr * sae.rates.get(name, 1.0), decay)
 
     def _update_unit_rows(
         self, weights: Tensor, gradients: Tensor, means: Tensor, squares: Tensor, count: Tensor, lr: float

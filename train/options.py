@@ -36,6 +36,7 @@ REMEDIES_OF = {"aux": ("auxk", "preact"), "aux_k": ("auxk",), "resample_every": 
 
 # What a variant's paper does, where the user does not say.
 _USUAL_ERROR = {"relu": "normalized"}
+_USUAL_AUX = {"auxk": 1 / 32, "preact": 3e-6}  # Gao et al. 2024; Conerly et al. 2025, whose loss is a sum over features
 _USUAL_REMEDY = {"topk": "auxk", "batchtopk": "auxk", "matryoshka": "auxk", "jumprelu": "preact", "gated": "resample"}
 
 # What may differ between a run and its resumption: nothing here changes a weight. (Another device or size of parts
@@ -78,7 +79,10 @@ class TrainOptions:
     )
     b_dec_init: str = option("Where the decoder bias starts.", default="mean", choices=B_DEC_INITS)
     encoder_init: str = option(
-        "Encoder at the decoder's transpose, or drawn independently of it.", default="transpose", choices=ENCODER_INITS
+        "Encoder at the decoder's transpose (times d_in / d_sae for relu, gated, jumprelu), or drawn independently of "
+        "it.",
+        default="transpose",
+        choices=ENCODER_INITS,
     )
     error: str | None = option(
         "Reconstruction error: squared, or squared over the row's norm as in the post; by default that of the post "
@@ -114,7 +118,9 @@ class TrainOptions:
         heading="Dead features",
     )
     dead_after_rows: int = option("A feature that did not fire on more rows than this is dead.", default=65_536)
-    aux: float = option("Coefficient of AuxK, or of the pre-activation loss.", default=1 / 32)
+    aux: float | None = option(
+        "Coefficient of AuxK, by default 1/32, or of the pre-activation loss, by default 3e-6.", default=None
+    )
     aux_k: int | None = option(
         "Dead features that AuxK uses a row; by default the power of two nearest d_in / 2.", default=None
     )
@@ -185,7 +191,7 @@ class TrainOptions:
         for name in ("rows", "batch_size", "k", "groups", "log_every", "dead_after_rows", "resample_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in (
-            *("warmup", "checkpoint_every", "eval_every", "eval_rows", "seed", "l1", "l0_penalty", "aux"),
+            *("warmup", "checkpoint_every", "eval_every", "eval_rows", "seed", "l1", "l0_penalty"),
             *("sparsity_warmup", "weight_decay", "clip_norm"),
         ):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be 0 or more")
@@ -201,6 +207,7 @@ class TrainOptions:
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "must be at least 1")
         _require(self.order_seed is None or 0 <= self.order_seed < 1 << 63, "order_seed", self.order_seed, "is a seed")
+        _require(self.aux is None or 0 <= self.aux < float("inf"), "aux", self.aux, "must be 0 or more")
         _require(self.aux_k is None or self.aux_k >= 1, "aux_k", self.aux_k, "must be at least 1")
         _require(self.layer is None or self.layer >= 0, "layer", self.layer, "is 0-based and must be 0 or more")
         _require(
@@ -236,6 +243,11 @@ class TrainOptions:
     def resolved_dead_remedy(self) -> str:
         """Remedy for dead features: as given, or that of the variant's paper."""
         return self.dead_remedy or _USUAL_REMEDY.get(self.variant, "none")
+
+    @property
+    def resolved_aux(self) -> float:
+        """Coefficient of the dead features' loss: as given, or that of the remedy's paper."""
+        return _USUAL_AUX.get(self.resolved_dead_remedy, 0.0) if self.aux is None else self.aux
 
     @property
     def coefficient(self) -> float:

@@ -6,16 +6,22 @@ from torch import Tensor
 from .optimiser import sparsity_share
 from .options import TrainOptions
 
-_GAIN = 0.01  # change of the coefficient's logarithm a step, for each unit of log(L0 / target)
-_MOST_OFF = 1.0  # |log(L0 / target)| beyond which it counts as this: a dense start does not run away
-_L0_MEMORY = 0.95  # of the mean of L0 over steps: a single batch's moves by a few per cent
+# With e = log(L0 / target), the coefficient's logarithm changes by _PULL x e + _BRAKE x (change of e) a step. Alone,
+# the pull overshoots: L0 answers hundreds of steps late, and features that died meanwhile stay dead. With the brake the
+# coefficient rests while e falls by _PULL / _BRAKE of itself a step: L0 nears its target with a memory of 100 steps.
+_PULL = 0.02
+_BRAKE = 2.0
+_MOST_OFF = 1.0  # |e| beyond which the pull grows no more: a start far off does not wind the coefficient up
+_LEAST_COEFFICIENT = 1e-8
+_LEAST_L0 = 1e-2  # what a lower one counts as, so that its logarithm stays finite
+_L0_MEMORY = 0.9  # of the mean of L0 over steps: a single batch's moves by a few per cent
 
 
 class SparsityPenalty:
     """The coefficient that each step's penalty has, and how it adapts.
 
-    With `target_l0` it is multiplied, step by step, by (L0 / target)^gain, L0 a running mean of the batches': an
-    integral controller on its logarithm, whose only rest is L0 = target.
+    With `target_l0` it follows L0, a running mean of the batches', by a proportional and integral controller on
+    logarithms, whose only rest is L0 = target.
 
     Parameters
     ----------
@@ -26,7 +32,9 @@ class SparsityPenalty:
     def __init__(self, options: TrainOptions, device: torch.device | str = "cpu") -> None:
         self._options = options
         self._adapts = options.target_l0 is not None
-        self.coefficient = torch.tensor(options.coefficient, device=device)
+        # Above 0 where it adapts: it moves by factors.
+        least = _LEAST_COEFFICIENT if self._adapts else 0.0
+        self.coefficient = torch.tensor(max(options.coefficient, least), device=device)
         self._l0 = torch.zeros((), device=device)
         self._weight = torch.zeros((), device=device)
 
@@ -39,10 +47,13 @@ class SparsityPenalty:
         """Take in the mean L0 of a batch, 0-d."""
         if self._options.target_l0 is None:
             return
+        before = self._l0 / self._weight  # NaN before the first step
         self._weight.mul_(_L0_MEMORY).add_(1 - _L0_MEMORY)
         self._l0.mul_(_L0_MEMORY).add_(l0, alpha=1 - _L0_MEMORY)
-        off = (self._l0 / self._weight / self._options.target_l0).clamp(min=1e-6).log()
-        self.coefficient.mul_((_GAIN * off.clamp(-_MOST_OFF, _MOST_OFF)).exp())
+        now = (self._l0 / self._weight).clamp(min=_LEAST_L0)
+        off = (now / self._options.target_l0).log().clamp(-_MOST_OFF, _MOST_OFF)
+        change = (now / before.clamp(min=_LEAST_L0)).log().nan_to_num(0.0)
+        self.coefficient.mul_((_PULL * off + _BRAKE * change).exp())
 
     def tensors(self) -> dict[str, Tensor]:
         """Its state by name, for a checkpoint; none where it does not adapt."""

@@ -115,7 +115,8 @@ def write(out: Outgoing) -> Written:
 
 def _activation(plain: PlainSae, training: Mapping[str, Any]) -> dict[str, Any]:
     none = {"cls": "NoSparsity", "params": {"key": "no-sparsity"}}
-    auxk = {"cls": "AuxK", "params": {"key": "auxk", "k_aux": 512, "alpha": float(training.get("aux", 1 / 32))}}
+    alpha = 1 / 32 if training.get("aux") is None else float(training["aux"])
+    auxk = {"cls": "AuxK", "params": {"key": "auxk", "k_aux": 512, "alpha": alpha}}
     if plain.variant == "relu":
         penalty = {"cls": "L1Sparsity", "params": {"key": "l1-sparsity", "coeff": float(training.get("l1", 0.0))}}
         no_aux = {"cls": "NoAux", "params": {"key": "no-aux"}}

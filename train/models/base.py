@@ -65,6 +65,8 @@ class SparseAutoencoder(ABC):
     """Whether its loss has a sparsity penalty, with a coefficient."""
     trained: ClassVar[tuple[str, ...]] = ()
     """Trained vectors of the variant beside the four of every SAE: attributes, and tensors of the file."""
+    rates: ClassVar[dict[str, float]] = {}
+    """How many times faster than the rest some of the trained vectors move: multiples of the learning rate."""
     tracked: ClassVar[tuple[str, ...]] = ()
     """Tensors that training keeps up to date without gradients: attributes, and tensors of the file."""
 
