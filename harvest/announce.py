@@ -51,10 +51,11 @@ def announce(
         f"{format_s(total_s)} on {job.tower.device.type}{_processes(ranks)} ({format_rate(n_left / total_s)} images/s "
         "measured on one batch)."
     )
-    if writer.window_bytes() > _LARGE_WINDOW:
+    memory_bytes = writer.window_bytes() * min(2, len(writer.pending))  # one is written while the next is filled
+    if memory_bytes > _LARGE_WINDOW:
         images = min(spec.rows_per_chunk, spec.n_images)
         reporter.say(
-            f"{images:,} images are written together, from {format_bytes(writer.window_bytes())} of memory"
+            f"{images:,} images are written together, from {format_bytes(memory_bytes)} of memory"
             f"{' a process' if ranks.n_ranks > 1 else ''}; a smaller --rows-per-chunk takes less, and mixes less."
         )
 

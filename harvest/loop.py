@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -116,28 +116,66 @@ def write_windows(
     profile: Profile,
     strict: bool,
 ) -> Generator[int, None, None]:
-    """Harvest these windows, each committed before the next is begun; yields the number of images after each batch.
+    """Harvest these windows, each committed while the next is filled; yields the number of images after each batch.
+
+    However it ends, the window that is being committed then is whole, and none after it is begun to be written.
 
     Raises
     ------
     StoreError
         On activations that are not finite or do not fit the store's number format; with `strict` on an image that
         cannot be read.
+    OSError
+        When a window cannot be written, at the batch after.
     """
     computed = computed_batches(job, windows, workers=workers, ranks=ranks, held=writer, profile=profile)
-    with closing(computed):
+    with closing(computed), closing(_Commits(profile)) as commits:
         window: WindowWriter | None = None
         for part in computed:
+            commits.check()
             if strict and part.batch.unreadable:
                 raise _strict_error(job, *part.batch.unreadable[0])
             window = window or writer.window(part.window)
             with profile.timed(GATHER):
                 _put(job, part, window)
             if part.is_last:
-                with profile.timed(COMMIT):
-                    window.commit()
+                commits.begin(window)
                 window = None
-            yield len(part.batch.valid)
+            yield part.n_images
+        commits.wait()
+
+
+class _Commits:
+    """Commits windows one after the other in a thread of its own, so that the tower does not wait for the disk.
+
+    Two windows are in memory at most: one that is written, one that is filled.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="thresher-commit")
+        self._under_way: Future[None] | None = None
+
+    def check(self) -> None:
+        """Raise the error of a commit that has failed."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+
+    def begin(self, window: WindowWriter) -> None:
+        """Begin a window's commit, once the one before it is done."""
+        self.wait()
+        self._under_way = self._thread.submit(window.commit)
+
+    def wait(self) -> None:
+        """Wait for the commit that is under way; raises its error."""
+        if self._under_way is not None:
+            begun, self._under_way = self._under_way, None
+            with self._profile.timed(COMMIT):
+                begun.result()
+
+    def close(self) -> None:
+        """Let the commit that is under way end, whatever becomes of the harvest."""
+        self._thread.shutdown()
 
 
 def _put(job: Job, part: ComputedBatch, window: WindowWriter) -> None:

@@ -85,7 +85,8 @@ class HarvestOptions:
         choices=CODECS,
     )
     rows_per_chunk: int = option(
-        "Rows a chunk. As many images are written together: what a killed harvest loses at most.",
+        "Rows a chunk. As many images are written together: a killed harvest loses those in hand, and with them those "
+        "that are being written.",
         default=ROWS_PER_CHUNK,
     )
     thumbnails: str = option(

@@ -13,7 +13,7 @@ _WAITS = {
     DECODE: "waited for images to be read and decoded",
     TOWER: "waited for the tower",
     GATHER: "put vectors in the order of the store, in its number format",
-    COMMIT: "wrote and committed windows",
+    COMMIT: "waited for windows to be written and committed",
     "other": "everything else",
 }
 

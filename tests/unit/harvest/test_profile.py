@@ -49,7 +49,7 @@ def test_the_stage_that_is_slow_has_the_time(options, folder, tmp_path, monkeypa
     result = harvest(options(profile=True), folder, tmp_path / "s.zarr", listener)
     seconds = {stage.stage: stage.seconds for stage in result.profile}
     assert 0.6 <= seconds["decode"] < 0.9
-    assert 0.3 <= seconds["commit"] < 0.6
+    assert 0.1 <= seconds["commit"] < 0.3  # the last one at least is waited for; the others hide behind decoding
     assert sum(stage.share for stage in result.profile) == pytest.approx(1)
     assert sum(seconds.values()) == pytest.approx(result.seconds, rel=0.5)
     table = listener.said[-6:]

@@ -156,10 +156,11 @@ def test_the_memory_of_a_large_window_is_told(options, folder, tmp_path, monkeyp
     quiet, told = Listener(), Listener()
     harvest(options(token="patch"), folder, tmp_path / "quiet.zarr", quiet)
     assert not any("of memory" in line for line in quiet.said)
-    monkeypatch.setattr(announce, "_LARGE_WINDOW", 5 * 16 * 32 * 2 - 1)  # images, tokens, width, bytes of float16
+    # Two windows, one of which is written: of images, tokens, width, bytes of float16.
+    monkeypatch.setattr(announce, "_LARGE_WINDOW", 2 * 5 * 16 * 32 * 2 - 1)
     harvest(options(token="patch"), folder, tmp_path / "told.zarr", told)
     (line,) = [line for line in told.said if "of memory" in line]
-    assert "5 images are written together, from 5.12 kB of memory" in line
+    assert "5 images are written together, from 10.2 kB of memory" in line
 
 
 def test_images_and_tokens_are_told_before_the_start(options, folder, tmp_path):

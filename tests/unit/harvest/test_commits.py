@@ -1,0 +1,129 @@
+"""Windows are written while the next ones are computed, and never more than that."""
+
+import threading
+
+import pytest
+from thresher.harvest import batches
+from thresher.harvest.options import HarvestOptions
+from thresher.harvest.run import harvest
+from thresher.store.errors import UnfinishedStoreError
+from thresher.store.reader import open_store
+from thresher.store.verify import verify_store
+from thresher.store.writer import WindowWriter
+
+WAIT_S = 20.0
+
+
+@pytest.fixture
+def options(tiny_model):
+    def make(**changes):
+        defaults = {"model": str(tiny_model), "layer": (1,), "workers": 0, "batch_size": 3, "rows_per_chunk": 5}
+        return HarvestOptions(**(defaults | {"device": "cpu"} | changes))
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path, pictures):
+    return pictures.class_folders(tmp_path / "set", n_per_class=8)  # 24 images: windows of 5, 5, 5, 5 and 4
+
+
+def files_below(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def test_a_window_is_computed_while_the_one_before_is_written_and_one_at_a_time_is(
+    options, folder, tmp_path, monkeypatch
+):
+    harvest(options(), folder, tmp_path / "whole.zarr")
+    real_commit, real_put = WindowWriter.commit, WindowWriter.put
+    is_begun = [threading.Event() for _ in range(6)]
+    is_begun[5].set()  # after the last window there is none
+    committing, most, order = [], 0, []
+
+    def put(self, *arguments, **how):
+        is_begun[self.number].set()
+        real_put(self, *arguments, **how)
+
+    def commit(self):
+        nonlocal most
+        committing.append(self.number)
+        most = max(most, len(committing))
+        assert is_begun[self.number + 1].wait(WAIT_S), "the tower waits for the disk"
+        real_commit(self)
+        order.append(committing.pop())
+
+    monkeypatch.setattr(WindowWriter, "put", put)
+    monkeypatch.setattr(WindowWriter, "commit", commit)
+    harvest(options(), folder, tmp_path / "s.zarr")
+    assert (most, order) == (1, [0, 1, 2, 3, 4])
+    assert files_below(tmp_path / "s.zarr") == files_below(tmp_path / "whole.zarr")
+
+
+def test_at_most_one_window_waits_to_be_written(options, folder, tmp_path, monkeypatch):
+    real_commit, real_window = WindowWriter.commit, WindowWriter.__init__
+    n_begun, n_done, ahead = 0, 0, []
+
+    def begin(self, writer, number):
+        nonlocal n_begun
+        n_begun += 1
+        ahead.append(n_begun - n_done)  # windows in memory, this one among them
+        real_window(self, writer, number)
+
+    def commit(self):
+        nonlocal n_done
+        threading.Event().wait(0.05)  # slower than the tower
+        real_commit(self)
+        n_done += 1
+
+    monkeypatch.setattr(WindowWriter, "__init__", begin)
+    monkeypatch.setattr(WindowWriter, "commit", commit)
+    harvest(options(), folder, tmp_path / "s.zarr")
+    assert len(ahead) == 5
+    assert max(ahead) == 2
+
+
+@pytest.mark.parametrize("failing", [0, 2, 4])
+def test_a_window_that_cannot_be_written_ends_the_harvest_with_its_own_error(
+    options, folder, tmp_path, monkeypatch, failing
+):
+    real, tried = WindowWriter.commit, []
+
+    def commit(self):
+        tried.append(self.number)
+        if self.number == failing:
+            raise OSError(28, "No space left on device")
+        real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowWriter, "commit", commit)
+        with pytest.raises(OSError, match="No space left on device"):
+            harvest(options(), folder, tmp_path / "s.zarr")
+    assert tried == list(range(failing + 1))  # none after it
+    with pytest.raises(UnfinishedStoreError, match=f"holds {5 * failing} of 24 rows"):
+        open_store(tmp_path / "s.zarr")
+    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested == 24 - 5 * failing
+    assert verify_store(tmp_path / "s.zarr").problems == []
+
+
+def test_an_interrupt_leaves_the_window_whole_that_is_being_written(options, folder, tmp_path, monkeypatch):
+    real_commit, real_decode = WindowWriter.commit, batches.decode_image
+    is_writing, is_interrupted = threading.Event(), threading.Event()
+
+    def commit(self):
+        is_writing.set()
+        assert is_interrupted.wait(WAIT_S)
+        real_commit(self)
+
+    def decode(data):
+        if is_writing.is_set():
+            is_interrupted.set()
+            raise KeyboardInterrupt
+        return real_decode(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowWriter, "commit", commit)
+        patch.setattr(batches, "decode_image", decode)
+        with pytest.raises(KeyboardInterrupt):
+            harvest(options(), folder, tmp_path / "s.zarr")
+    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested == 19
