@@ -9,9 +9,6 @@ import zarr
 from s3_on_loopback import BUCKET, SECRET, faulty_s3, s3_server
 from thresher.store.bucket import Bucket
 
-# Compressed, so that a store on a disk is read as one in a bucket is: chunk by chunk, through a buffer.
-HARVEST = ["harvest", "quickstart", "--model", "quickstart", "--layer", "4", "--limit", "400", "--rows-per-chunk", "64"]
-HARVEST += ["--codec", "zstd", "--device", "cpu"]
 URL = f"s3://{BUCKET}/of a user/emoji.zarr"
 
 
@@ -22,20 +19,17 @@ def servers():
 
 
 @pytest.fixture(scope="module")
-def chains(servers, tmp_path_factory, thresher, train_arguments):
-    """A folder with a run on a store below it and a run on one in the bucket, and what was said."""
-    folder = tmp_path_factory.mktemp("bucket")
-    said = {}
-    for store, run in (("emoji.zarr", "local"), (URL, "far")):
-        environment = servers[0].environment if run == "far" else {}
-        for command in (
-            [*HARVEST, store],
-            ["train", store, run, *train_arguments, "--device", "cpu"],
-            ["encode", run, "--device", "cpu"],
-            ["stats", run, "--sheet-rows", "2"],
-        ):
-            said[run, command[0]] = thresher(*command, cwd=folder, environment=environment)
-    return folder, said
+def chains(chain, servers, tmp_path_factory, thresher, harvest_arguments, train_arguments):
+    """The chain's folder, one with a run on the same harvest in the bucket, and what was said then."""
+    folder, said = tmp_path_factory.mktemp("bucket"), {}
+    for command in (
+        [*harvest_arguments, URL],
+        ["train", URL, "run", *train_arguments],
+        ["encode", "run", "--device", "cpu"],
+        ["stats", "run", "--sheet-rows", "2"],
+    ):
+        said[command[0]] = thresher(*command, cwd=folder, environment=servers[0].environment)
+    return chain[0], folder, said
 
 
 @pytest.fixture
@@ -55,54 +49,54 @@ def arrays_of(path):
 
 
 def test_the_store_in_the_bucket_has_the_bytes_of_the_one_on_the_disk(chains, there):
-    folder, said = chains
-    here = files_of(folder / "emoji.zarr")
+    near, _, said = chains
+    here = files_of(near / "emoji.zarr")
     assert dict(there.walk()) == {name: len(data) for name, data in here.items()}
     assert there.read_many(list(here)) == list(here.values())
-    assert URL in said["far", "harvest"].stdout
-    assert f"Next: thresher train '{URL}' RUN" in said["far", "harvest"].stdout
+    assert URL in said["harvest"].stdout
+    assert f"Next: thresher train '{URL}' RUN" in said["harvest"].stdout
 
 
 def test_training_gives_the_same_weights_bit_for_bit(chains):
-    folder, _ = chains
-    assert (folder / "far/sae.safetensors").read_bytes() == (folder / "local/sae.safetensors").read_bytes()
-    config = json.loads((folder / "far/config.json").read_text())
+    near, far, _ = chains
+    assert (far / "run/sae.safetensors").read_bytes() == (near / "run/sae.safetensors").read_bytes()
+    config = json.loads((far / "run/config.json").read_text())
     assert config["store"]["path"] == URL
     assert "path_from_run" not in config["store"]
 
 
 @pytest.mark.parametrize("name", ["features.zarr", "stats.zarr"])
 def test_features_and_statistics_are_the_same(chains, name):
-    folder, _ = chains
-    here, there = arrays_of(folder / "local" / name), arrays_of(folder / "far" / name)
+    near, far, _ = chains
+    here, there = arrays_of(near / "run" / name), arrays_of(far / "run" / name)
     assert set(here) == set(there)
     for array in here:
         np.testing.assert_array_equal(here[array], there[array], err_msg=array)
 
 
 def test_the_sheets_show_the_same_pictures(chains):
-    folder, _ = chains
-    sheets = sorted(path.name for path in (folder / "local/figures").glob("sheet*.png"))
+    near, far, _ = chains
+    sheets = sorted(path.name for path in (near / "run/figures").glob("sheet*.png"))
     assert sheets
     for sheet in sheets:
-        assert (folder / "far/figures" / sheet).read_bytes() == (folder / "local/figures" / sheet).read_bytes()
+        assert (far / "run/figures" / sheet).read_bytes() == (near / "run/figures" / sheet).read_bytes()
 
 
-def test_info_describes_both_alike(chains, servers, thresher):
-    folder, _ = chains
-    here = json.loads(thresher("info", "emoji.zarr", "--json", cwd=folder).stdout)
-    there = json.loads(thresher("info", URL, "--json", cwd=folder, environment=servers[0].environment).stdout)
+def test_info_describes_both_alike(chains, servers, thresher, inside):
+    near, far, _ = chains
+    here = json.loads(inside("info", "emoji.zarr", "--json", cwd=near).stdout)
+    there = json.loads(thresher("info", URL, "--json", environment=servers[0].environment).stdout)
     assert there.pop("path") == URL
     assert here.pop("path") == "emoji.zarr"
     assert here.pop("codec")["ratio"] == there.pop("codec")["ratio"]  # the advice depends on the place
     assert here == there
-    run = thresher("info", "far", cwd=folder).stdout  # a run is described without its store
+    run = inside("info", "run", cwd=far).stdout  # a run is described without its store
     assert URL in run
 
 
-def test_verify_finds_the_store_whole_and_says_where_it_is_damaged(chains, servers, there, thresher):
+def test_verify_finds_the_store_whole_and_says_where_it_is_damaged(chains, servers, there, thresher, inside):
     environment = servers[0].environment
-    assert "every checksum as committed" in thresher("verify", URL, environment=environment).stdout
+    assert "every checksum as committed" in inside("verify", URL, environment=environment).stdout
     name = "layers/4/resid_post/cls/c/3/0"
     whole = there.read(name)
     try:
@@ -113,27 +107,32 @@ def test_verify_finds_the_store_whole_and_says_where_it_is_damaged(chains, serve
         there.write(name, whole)
 
 
-def test_a_run_on_a_local_store_is_encoded_from_the_bucket_too(chains, servers, tmp_path, thresher):
-    folder, _ = chains
-    shutil.copytree(folder / "local", tmp_path / "run")
-    thresher("encode", "run", "--store", URL, "--overwrite", cwd=tmp_path, environment=servers[0].environment)
-    here, there = arrays_of(folder / "local/features.zarr"), arrays_of(tmp_path / "run/features.zarr")
+def test_a_run_on_a_local_store_is_encoded_from_the_bucket_too(chains, servers, tmp_path, inside):
+    near, _, _ = chains
+    shutil.copytree(near / "run", tmp_path / "run")
+    inside("encode", "run", "--store", URL, "--overwrite", cwd=tmp_path, environment=servers[0].environment)
+    here, there = arrays_of(near / "run/features.zarr"), arrays_of(tmp_path / "run/features.zarr")
     for array in ("index", "value", "rows/split"):
         np.testing.assert_array_equal(here[array], there[array])
 
 
-def test_a_second_harvest_into_the_bucket_changes_nothing_unless_told(chains, servers, there, thresher, refused):
+def test_a_second_harvest_into_the_bucket_changes_nothing_unless_told(
+    chains, servers, there, inside, refused, harvest_arguments
+):
     environment = servers[0].environment
     before = dict(there.walk())
-    assert "nothing to do" in thresher(*HARVEST, URL, environment=environment).stderr
-    refused(*HARVEST, "--dtype", "float32", URL, says="dtype is 'float16' there", environment=environment)
+    assert "nothing to do" in inside(*harvest_arguments, URL, environment=environment).stderr
+    says = "dtype is 'float16' there"
+    refused(*harvest_arguments, "--dtype", "float32", URL, says=says, environment=environment)
     assert dict(there.walk()) == before
 
 
-def test_what_is_wrong_with_a_bucket_is_said_in_one_line(chains, servers, tmp_path, refused):
+def test_what_is_wrong_with_a_bucket_is_said_in_one_line(
+    chains, servers, tmp_path, thresher, refused, harvest_arguments
+):
     _, proxy = servers
     environment = proxy.environment
-    for command in (HARVEST, ["info"]):
+    for command in (harvest_arguments, ["info"]):
         said = refused(
             *[*command, "s3://no-such-bucket/x.zarr"],
             says=f"there is no bucket no-such-bucket at {proxy.endpoint}",
