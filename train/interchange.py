@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .configuration import describe_store, one_site
 from .formats import FORMATS, Foreign, Origin, Outgoing, PlainSae, hash_of, read_foreign
 from .interchange_options import ExportOptions, ImportOptions
 from .models import SparseAutoencoder
+from .options import TrainOptions
 from .run_dir import CONFIG, WEIGHTS, Run, create_run, open_run
 
 
@@ -212,10 +213,25 @@ def outgoing(run: Run) -> Outgoing:
         weights=(run.path / WEIGHTS).read_bytes(),
         origin=origin_of(run),
         variant=sae.variant,
-        training={} if run.is_imported else asdict(run.options),
+        training={} if run.is_imported else _recipe(run.options),
         density=_density(run, sae.d_sae),
         version=__version__,
     )
+
+
+def _recipe(options: TrainOptions) -> dict[str, Any]:
+    """The options that are numbers, or words from a list: no path of this machine."""
+    return {
+        spec.name: value
+        for spec in fields(options)
+        if isinstance(value := getattr(options, spec.name), (int, float)) or (value and spec.metadata["choices"])
+    }
+
+
+def _without_folder(name: str) -> str:
+    """A name as it is; of a path on this machine, the file's."""
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name
 
 
 def origin_of(run: Run) -> Origin:
@@ -225,8 +241,8 @@ def origin_of(run: Run) -> Origin:
         provenance = Provenance.from_json(run.provenance)
         origin = replace(
             origin,
-            model=provenance.model,
-            pretrained=provenance.pretrained,
+            model=_without_folder(provenance.model),
+            pretrained=_without_folder(provenance.pretrained),
             weights_sha256=provenance.weights_sha256,
             preprocessing_sha256=hash_of(provenance.preprocessing),
             n_layers=provenance.n_layers,

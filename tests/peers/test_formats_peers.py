@@ -16,9 +16,14 @@ import numpy as np
 import peer_formats
 import pytest
 import torch
+from hub_on_loopback import TOKEN, hub_on_loopback
 from peer_formats import LIBRARIES, D, F, K
 from thresher.train.formats import FORMATS, Origin, Outgoing, PlainSae, read_foreign
-from thresher.train.models import BatchTopKSae, GatedSae, JumpReluSae, MatryoshkaSae, ReluSae, TopKSae
+from thresher.train.hub import push
+from thresher.train.interchange_options import PushOptions
+from thresher.train.loop import train
+from thresher.train.models import BatchTopKSae, GatedSae, JumpReluSae, MatryoshkaSae, ReluSae, TopKSae, load_sae
+from thresher.train.options import TrainOptions
 
 pytestmark = pytest.mark.peers
 
@@ -145,3 +150,29 @@ def test_what_a_library_saves_computes_the_same_once_imported(library, kind, exc
     same(f, np.maximum(theirs["f"], 0))
     same(foreign.sae.decode(f, x), theirs["x_hat"])
     assert 0 < (theirs["f"] > 0).mean() < 1
+
+
+def test_what_is_pushed_is_loaded_by_saelens_from_the_hub(tmp_path, make_store, monkeypatch):
+    python = python_of("saelens")
+    run, x = tmp_path / "run", np.random.default_rng(1).standard_normal((20, 8)).astype(np.float32)
+    options = TrainOptions(k=4, expansion=2, warmup=2, batch_size=32, rows=64, device="cpu")
+    train(options, make_store().path, run)
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "token").write_text(TOKEN)
+    script = (
+        "import sys, numpy as np, torch; from sae_lens import SAE\n"
+        "sae = SAE.from_pretrained('someone/sae', 'layer_1_resid_post_cls')\n"
+        "np.save(sys.argv[2], sae(torch.from_numpy(np.load(sys.argv[1]))).detach().numpy())"
+    )
+    with hub_on_loopback() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        push(run, "someone/sae", PushOptions(token_file=str(tmp_path / "token")))
+        done = subprocess.run(
+            [python, "-c", script, tmp_path / "x.npy", tmp_path / "x_hat.npy"],
+            capture_output=True,
+            text=True,
+            timeout=500,
+            env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")},
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    same(load_sae(run)(torch.from_numpy(x)), np.load(tmp_path / "x_hat.npy"))

@@ -219,7 +219,7 @@ class Post:
         from sae_training.config import ViTSAERunnerConfig
         from sae_training.sparse_autoencoder import SparseAutoencoder
 
-        sae = SparseAutoencoder(ViTSAERunnerConfig(d_in=D, expansion_factor=F // D, block_layer=-2), "cpu")
+        sae = SparseAutoencoder(ViTSAERunnerConfig(d_in=D, expansion_factor=F // D, block_layer=-2))
         randomise(sae)
         sae.W_dec.data /= sae.W_dec.data.norm(dim=1, keepdim=True)
         sae.save_model(str(to / "final_sparse_autoencoder_openai/clip-vit-large-patch14_-2_resid_48.pt"))

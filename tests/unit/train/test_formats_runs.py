@@ -202,3 +202,15 @@ def test_a_damaged_configuration_of_an_imported_run_is_named(trained, tmp_path):
         (back / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(StoreError, match=f"is damaged: {says}"):
             open_run(back)
+
+
+def test_no_path_of_this_machine_leaves_with_an_export(trained, tmp_path):
+    _, run = trained
+    config = json.loads((run / "config.json").read_text())
+    config["store"]["provenance"] |= {"model": f"{tmp_path}/tower.json", "pretrained": f"{tmp_path}/weights.pt"}
+    (run / "config.json").write_text(json.dumps(config))
+    for name in ("saelens", "dictionary_learning", "saev", "prisma", "thresher"):
+        out = exported(run, tmp_path / name, format=name)
+        content = b"".join(path.read_bytes() for path in out.iterdir())
+        assert str(tmp_path).encode() not in content, name
+        assert b"tower.json" in content, name
