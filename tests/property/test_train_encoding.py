@@ -3,7 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from thresher.train.models import ReluSae, TopKSae
+from thresher.train.models import BatchTopKSae, GatedSae, JumpReluSae, MatryoshkaSae, ReluSae, TopKSae
 from thresher.train.sparse import ActivePairs
 
 
@@ -24,7 +24,15 @@ def test_tiles_change_nothing(n, d_in, d_sae, tile, k, seed):
 
     weights = (small_integers(d_sae, d_in), small_integers(d_sae), small_integers(d_sae, d_in), small_integers(d_in))
     x = small_integers(n, d_in)
-    for sae in (ReluSae(*weights), TopKSae(*weights, k=min(k, d_sae))):
+    few, own = {"k": min(k, d_sae), "threshold": torch.ones(1)}, small_integers(d_sae)
+    for sae in (
+        ReluSae(*weights),
+        TopKSae(*weights, k=min(k, d_sae)),
+        BatchTopKSae(*weights, **few),
+        MatryoshkaSae(*weights, **few, prefixes=[d_sae]),
+        JumpReluSae(*weights, log_threshold=torch.where(own > 0, 0.0, -1.0)),
+        GatedSae(*weights, r_mag=torch.zeros(d_sae), b_mag=own),
+    ):
         sparse = sae.encode_sparse(x, tile=tile)
         assert torch.equal(sparse.to_dense(), sae.encode(x))
         assert torch.equal(sae.decode_sparse(sparse), sae.decode(sae.encode(x)))

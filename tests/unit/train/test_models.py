@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from thresher.store.errors import StoreError
 from thresher.train.features import SparseFeatures
-from thresher.train.models import ReluSae, SparseAutoencoder, TopKSae, load_sae
+from thresher.train.models import (
+    BatchTopKSae,
+    GatedSae,
+    JumpReluSae,
+    MatryoshkaSae,
+    ReluSae,
+    SparseAutoencoder,
+    TopKSae,
+    load_sae,
+)
 from thresher.train.models.topk import largest
 
 
@@ -21,18 +30,43 @@ def dyadic(*shape: int, seed: int) -> torch.Tensor:
     return torch.randint(-4, 5, shape, generator=g).float() / 4
 
 
-def make(variant: str, d_in: int = 6, d_sae: int = 37, k: int = 5) -> SparseAutoencoder:
+VARIANTS = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu", "gated")
+
+
+def make(variant: str, d_in: int = 6, d_sae: int = 37, k: int = 5, **shared: object) -> SparseAutoencoder:
     weights = (dyadic(d_sae, d_in, seed=1), dyadic(d_sae, seed=2), dyadic(d_sae, d_in, seed=3), dyadic(d_in, seed=4))
-    mean, scale = dyadic(d_in, seed=5), torch.full((d_in,), 2.0)
-    scaling = {"input_mean": mean, "input_scale": scale}
-    return ReluSae(*weights, **scaling) if variant == "relu" else TopKSae(*weights, k=k, **scaling)
+    shared = {"input_mean": dyadic(d_in, seed=5), "input_scale": torch.full((d_in,), 2.0), **shared}
+    threshold, seen = torch.tensor([0.25]), torch.tensor([7.0])
+    match variant:
+        case "relu":
+            return ReluSae(*weights, **shared)
+        case "topk":
+            return TopKSae(*weights, k=k, **shared)
+        case "batchtopk":
+            return BatchTopKSae(*weights, k=k, threshold=threshold, threshold_weight=seen, **shared)
+        case "matryoshka":
+            rest = {"k": k, "threshold": threshold, "threshold_weight": seen, "prefixes": [3, 20, d_sae]}
+            return MatryoshkaSae(*weights, **rest, **shared)
+        case "jumprelu":  # thresholds of 1 and 1/2, where exp rounds to them: many pre-activations lie on them
+            halves = torch.arange(d_sae) % 2 == 1
+            return JumpReluSae(*weights, log_threshold=torch.where(halves, torch.tensor(0.5).log(), 0.0), **shared)
+    gain = torch.zeros(d_sae)  # exp of it is 1: all stays exact
+    return GatedSae(*weights, r_mag=gain, b_mag=dyadic(d_sae, seed=6), **shared)
 
 
 def dense_reference(sae: SparseAutoencoder, x: torch.Tensor) -> np.ndarray:
     """f by numpy in float64; of ties at the k-th place the lower features are kept."""
     t = {name: tensor.double().numpy() for name, tensor in sae.tensors().items()}
     z = (x.double().numpy() - t["input_mean"]) / t["input_scale"]
-    f = np.maximum((z - t["b_dec"]) @ t["W_enc"] + t["b_enc"], 0)
+    u = (z - t["b_dec"]) @ t["W_enc"]
+    pre = u + t["b_enc"]
+    if isinstance(sae, BatchTopKSae):
+        return np.where(pre > t["threshold"], pre, 0)
+    if isinstance(sae, JumpReluSae):
+        return np.where(pre > sae.threshold.double().numpy(), pre, 0)
+    if isinstance(sae, GatedSae):
+        return np.where(pre > 0, np.maximum(u * np.exp(t["r_mag"]) + t["b_mag"], 0), 0)
+    f = np.maximum(pre, 0)
     if isinstance(sae, TopKSae):
         order = np.argsort(-f, axis=1, kind="stable")[:, : sae.k]
         kept = np.zeros_like(f, dtype=bool)
@@ -41,7 +75,7 @@ def dense_reference(sae: SparseAutoencoder, x: torch.Tensor) -> np.ndarray:
     return f
 
 
-@pytest.mark.parametrize("variant", ["relu", "topk"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("tile", [1, 4, 10, 37, 4096])
 @pytest.mark.parametrize("n", [0, 1, 50])
 def test_sparse_encoding_equals_dense_encoding_bit_for_bit_with_ties(variant, tile, n):
@@ -69,7 +103,7 @@ def test_ties_do_occur_in_these_tests():
     assert ((top[:, 4] == top[:, 5]) & (top[:, 4] > 0)).any()
 
 
-@pytest.mark.parametrize("variant", ["relu", "topk"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_on_which_nothing_fires_are_empty_rows(variant):
     sae = make(variant)
     sae.b_enc.fill_(-100)
@@ -112,7 +146,7 @@ def test_published_weights_have_the_published_orientation():
     assert sae.encoder.is_contiguous()
 
 
-@pytest.mark.parametrize("variant", ["relu", "topk"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_saved_sae_comes_back_as_it_was(tmp_path, variant):
     sae = make(variant)
     sae.save(tmp_path / "sae.safetensors")
@@ -174,3 +208,35 @@ def test_an_sae_that_does_not_fit_together_is_refused(tmp_path):
 def test_activations_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"\(3, 5\) do not fit an SAE of d_in = 6"):
         make("relu").encode(torch.zeros(3, 5))
+
+
+def test_layer_norm_is_undone_by_the_reconstruction_of_the_same_row():
+    sae = make("relu", layer_norm=True)
+    x = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)) * 5 + 3
+    rows = x.double().numpy()
+    mean, deviation = rows.mean(1, keepdims=True), rows.std(1, ddof=1, keepdims=True) + 1e-5
+    t = {name: tensor.double().numpy() for name, tensor in sae.tensors().items()}
+    z = ((rows - mean) / deviation - t["input_mean"]) / t["input_scale"]
+    f = np.maximum((z - t["b_dec"]) @ t["W_enc"] + t["b_enc"], 0)
+    x_hat = ((f @ t["W_dec"] + t["b_dec"]) * t["input_scale"] + t["input_mean"]) * deviation + mean
+    assert np.allclose(sae.encode(x).numpy(), f, atol=1e-5)
+    assert np.allclose(sae(x).numpy(), x_hat, atol=1e-4)
+    assert np.allclose(sae.decode_sparse(sae.encode_sparse(x), x).numpy(), x_hat, atol=1e-4)
+    with pytest.raises(ValueError, match="needs the activations x"):
+        sae.decode(sae.encode(x))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_transcoder_reads_one_space_and_writes_another(variant, tmp_path):
+    square = make(variant)
+    tensors = {**square.tensors(), "W_dec": dyadic(37, 4, seed=8), "b_dec": dyadic(4, seed=9)}
+    tensors |= {"output_mean": dyadic(4, seed=10), "output_scale": torch.full((4,), 0.5)}
+    sae = type(square).from_tensors(tensors, {**square.settings(), "centres_input": False})
+    x = dyadic(20, 6, seed=7)
+    f = sae.encode(x)
+    y_hat = (f @ tensors["W_dec"] + tensors["b_dec"]) * 0.5 + tensors["output_mean"]
+    assert torch.allclose(sae.decode(f), y_hat, atol=1e-5)
+    assert torch.equal(sae.encode_sparse(x, tile=10).to_dense(), f)
+    assert torch.equal(sae.scale_target(y_hat), (y_hat - tensors["output_mean"]) / 0.5)
+    sae.save(tmp_path / "sae")
+    assert torch.equal(load_sae(tmp_path / "sae")(x), sae(x))

@@ -5,7 +5,7 @@ import torch
 from thresher.train.initialise import new_sae
 from thresher.train.models import ReluSae
 from thresher.train.objective import Objective
-from thresher.train.optimiser import UnitNormAdam, learning_rate
+from thresher.train.optimiser import AdamSettings, UnitNormAdam, learning_rate, sparsity_share
 from thresher.train.options import TrainOptions
 from thresher.train.recipes import resolve_options
 from thresher.train.step import compute_step
@@ -90,3 +90,66 @@ def test_decay_is_linear_to_zero_over_the_last_share_of_the_run():
     assert rates[:81] == [1.0] * 81
     assert rates[90] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_adamw_with_clipping_equals_torchs(unit_norm):
+    sae = small_sae(torch.float64)
+    settings = AdamSettings(beta1=0.8, beta2=0.99, weight_decay=0.1, clip_norm=0.5, unit_norm=unit_norm)
+    adam = UnitNormAdam(sae, settings)
+    names = list(sae.parameters())
+    reference = {name: p.clone().requires_grad_() for name, p in sae.parameters().items()}
+    decays = ("encoder",) if unit_norm else ("encoder", "decoder")
+    theirs = torch.optim.AdamW(
+        [
+            {"params": [reference[name] for name in names if name in decays], "weight_decay": 0.1},
+            {"params": [reference[name] for name in names if name not in decays], "weight_decay": 0.0},
+        ],
+        lr=1e-2,
+        betas=(0.8, 0.99),
+    )
+    for step in range(6):
+        g = torch.Generator().manual_seed(step)
+        size = 10.0 if step % 2 else 1e-3  # clipped, and not
+        gradients = {n: torch.randn(p.shape, generator=g, dtype=p.dtype) * size for n, p in reference.items()}
+        for name, p in reference.items():
+            p.grad = gradients[name].clone()
+        torch.nn.utils.clip_grad_norm_(list(reference.values()), 0.5)
+        decoder = reference["decoder"]
+        with torch.no_grad():
+            if unit_norm:
+                decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
+            theirs.step()
+            if unit_norm:
+                decoder /= decoder.norm(dim=1, keepdim=True)
+        adam.update(sae, gradients, 1e-2)
+    for name, p in sae.parameters().items():
+        # torch divides by the norm + 1e-6: of a norm of 500, 2e-9 of the gradient, which Adam's quotient cancels
+        assert torch.allclose(p, reference[name].detach(), rtol=0, atol=1e-8), name
+
+
+def test_a_variants_own_rates_multiply_the_learning_rate():
+    sae = new_sae(TrainOptions(variant="jumprelu", expansion=2), 4)
+    before = {name: p.clone() for name, p in sae.parameters().items()}
+    UnitNormAdam(sae).update(sae, {name: torch.ones_like(p) for name, p in sae.parameters().items()}, 1e-3)
+    moved = {name: float((before[name] - p).mean()) for name, p in sae.parameters().items()}
+    assert moved["b_enc"] == pytest.approx(1e-3, rel=1e-4)  # Adam's first step
+    assert moved["log_threshold"] == pytest.approx(1e-2, rel=1e-4)
+
+
+def test_the_rate_falls_along_half_a_cosine_a_line_or_not_at_all():
+    def rates(schedule: str) -> list[float]:
+        options = TrainOptions(lr=2.0, warmup=4, decay=0.5, schedule=schedule, batch_size=1, rows=8)
+        return [learning_rate(step, options) for step in range(8)]
+
+    start = [1.0, 1.5, 2.0, 2.0]  # the warm-up is of 4 steps, one step ahead
+    assert rates("constant") == [*start, 2.0, 2.0, 2.0, 2.0]
+    assert rates("linear") == pytest.approx([*start, 2.0, 1.5, 1.0, 0.5])
+    # (1 - cos(pi left)) with left = 1, 3/4, 1/2, 1/4
+    assert rates("cosine") == pytest.approx([*start, 2.0, 1 + 2**-0.5, 1.0, 1 - 2**-0.5])
+
+
+def test_the_share_of_the_penalty_rises_in_a_line():
+    options = TrainOptions(variant="relu", sparsity_warmup=4)
+    assert [sparsity_share(step, options) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert sparsity_share(0, TrainOptions(variant="relu")) == 1
