@@ -18,8 +18,8 @@ class MatryoshkaSae(BatchTopKSae):
     """BatchTopK whose loss is the mean of the reconstruction errors of nested prefixes of its features.
 
     Small prefixes learn general features, which larger ones refine without absorbing them (Bussmann, Nabeshima,
-    Karvonen and Nanda 2025, arXiv:2503.17547). Loss: mean over prefixes of the reconstruction error, and AuxK on that
-    of all.
+    Karvonen and Nanda 2025, arXiv:2503.17547). Loss: mean over prefixes of the reconstruction error, where the
+    paper's is the sum, and AuxK on that of all, which so weighs as much more as there are prefixes.
 
     Parameters
     ----------
