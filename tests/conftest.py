@@ -1,7 +1,8 @@
 """What several rooms' tests share: small stores with known rows."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from thresher.store.writer import create_store
 # As the command line sets it, and before any test imports torch: threads that spin while they wait make small tests
 # ten times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+_FSYNC = os.fsync
 
 
 @dataclass
@@ -34,6 +37,15 @@ class MadeStore:
     valid: np.ndarray
     """Of the rows."""
     order: RowOrder
+
+
+@contextmanager
+def _unsynced() -> Iterator[None]:
+    """Write without waiting for the disk: a made store need not outlive a power cut, and a busy disk takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.fsync is _FSYNC:  # not where a test watches it
+            patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture
@@ -109,7 +121,10 @@ def make_store(tmp_path: Path) -> Callable[..., MadeStore]:
         valid = np.ones(n, bool)
         valid[list(invalid)] = False  # by place
         path = tmp_path / name
-        with create_store(place if place is not None else path, spec, keys=keys, labels=labels) as writer:
+        with (
+            _unsynced(),
+            create_store(place if place is not None else path, spec, keys=keys, labels=labels) as writer,
+        ):
             for number in windows if windows is not None else range(writer.n_windows):
                 window = writer.window(number)
                 start, stop = writer.window_images(number)

@@ -41,6 +41,11 @@ def _take(store, batch_size=50, stop=None, **options):
     return list(reader.batches(0, stop if stop is not None else reader.steps_per_epoch * 2))
 
 
+def _steps(store, n):
+    """So many batches, or few where each holds fifty passes."""
+    return n if store.n_train > 1 else n // 6
+
+
 @pytest.mark.parametrize("memory", [TINY, 1 << 30])
 def test_each_pass_holds_each_training_row_once_with_its_own_values(store, memory):
     everything = store.activations().read(0, store.n_rows)
@@ -63,16 +68,16 @@ def test_labels_images_and_row_numbers_are_those_of_the_rows(store):
 
 
 def test_batches_do_not_depend_on_the_number_of_threads_nor_on_where_reading_began(store):
-    n = 40
+    n = _steps(store, 40)
     one = _take(store, stop=n, threads=1, memory_bytes=TINY)
     four = _take(store, stop=n, threads=4, memory_bytes=TINY)
     reader = BatchReader([store.activations()], batch_size=50, seed=3, memory_bytes=TINY)
     for a, b in zip(one, four, strict=True):
         np.testing.assert_array_equal(a.values[0], b.values[0])
-    for step in (0, 7, 39):
+    for step in (0, 3, n - 1):
         np.testing.assert_array_equal(reader.read(step).values[0], one[step].values[0])
-    middle = list(reader.batches(17, 23))
-    for a, b in zip(middle, one[17:23], strict=True):
+    middle = list(reader.batches(n // 2, n - 2))
+    for a, b in zip(middle, one[n // 2 : n - 2], strict=True):
         np.testing.assert_array_equal(a.values[0], b.values[0])
 
 
@@ -82,8 +87,9 @@ def test_the_shares_of_the_ranks_make_up_the_global_batch(store, last):
         with pytest.raises(ValueError, match="do not fill one batch of 48"):
             _take(store, 48, stop=20, last=last)
         return
-    whole = _take(store, 48, stop=20, last=last, memory_bytes=TINY)
-    shares = [_take(store, 48, stop=20, last=last, memory_bytes=TINY, rank=r, n_ranks=4) for r in range(4)]
+    n = _steps(store, 20)
+    whole = _take(store, 48, stop=n, last=last, memory_bytes=TINY)
+    shares = [_take(store, 48, stop=n, last=last, memory_bytes=TINY, rank=r, n_ranks=4) for r in range(4)]
     for step, batch in enumerate(whole):
         parts = [share[step].values[0] for share in shares]
         np.testing.assert_array_equal(np.concatenate(parts), batch.values[0])
@@ -103,7 +109,7 @@ def test_several_arrays_come_side_by_side(make_store):
 
 def test_a_batch_that_is_kept_is_never_written_again(store):
     reader = BatchReader([store.activations()], batch_size=20, seed=0, memory_bytes=TINY)
-    kept = [(batch.values[0][3:7], batch.values[0][3:7].copy()) for batch in reader.batches(0, 60)]
+    kept = [(batch.values[0][3:7], batch.values[0][3:7].copy()) for batch in reader.batches(0, _steps(store, 60))]
     for view, copy in kept:
         np.testing.assert_array_equal(view, copy)
 

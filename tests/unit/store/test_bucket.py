@@ -533,7 +533,6 @@ def test_fsspecs_own_configuration_names_service_and_credentials_before_the_aws_
         },
     )
     monkeypatch.setattr(fsspec.config, "conf", fsspec.config.conf | configured)
-    monkeypatch.setitem(fsspec.config.apply_config.__globals__, "conf", fsspec.config.conf)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -57,17 +57,17 @@ def test_the_memory_that_is_told_suffices_for_the_mixing_and_a_little_less_does_
 
 
 def test_parts_of_other_chunks_count_in_proportion(make_store, tmp_path):
-    # Chunks of 8 rows in one part, of 256 in the other, which are read whole; a class has 512 rows in each.
+    # Chunks of 16 rows in one part, of 256 in the other, which are read whole; a class has 512 rows in each.
     parts = [
         make_store(
             2048, D, n_labels=4, name=f"{n}.zarr", key_prefix=f"{n}/", rows_per_chunk=n, seed=n, codec="zstd", **SORTED
         )
-        for n in (8, 256)
+        for n in (16, 256)
     ]
     merge_stores([str(part.path) for part in parts], str(tmp_path / "both.zarr"))
     array = open_store(tmp_path / "both.zarr").activations()
     plan, found = _measured(array, 32, 6, memory_bytes=3000 * ROW_BYTES)
-    assert plan.run_length == (8 + 256) / 2
+    assert plan.run_length == (16 + 256) / 2
     assert found == pytest.approx(plan.mixing, rel=0.15)
 
 
