@@ -157,7 +157,7 @@ def _table_of(comparison: "Comparison") -> str:
     # What varies within one sweep says which is which; runs have their names.
     is_told_by_what_varies = len({tuple(each.varies.items()) for each in saes}) == len(saes) and comparison.varying
     header = [] if is_told_by_what_varies else ["run"]
-    header += [*comparison.varying, "L0", "expl. var.", "energy", "norm. MSE", "dead", "rows", "status"]
+    header += [*comparison.varying, "L0", "EV", "energy", "norm. MSE", "dead", "rows", "status"]
     rows = [[] if is_told_by_what_varies else [each.name] for each in saes]
     for row, each in zip(rows, saes, strict=True):
         row += [_value(each.varies.get(name)) for name in comparison.varying] + _numbers_of(each)

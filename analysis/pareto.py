@@ -17,6 +17,7 @@ __all__ = ["pareto_figure", "pareto_front", "to_png"]
 
 # Okabe and Ito (2008), without the yellow that paper swallows; each line has its own marker besides, for a grey print
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MOST_INSIDE, _LEGEND_COLUMNS = 6, 3  # lines whose names stand within the frame; columns of names below it
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
 
 
@@ -44,22 +45,24 @@ def pareto_figure(comparison: Comparison) -> "Figure":
     lines: dict[tuple[tuple[str, Any], ...], list[SaeResult]] = defaultdict(list)
     for sae in shown:
         lines[tuple(kind_of(sae).items())].append(sae)
-    with figure_of_height(4.0) as (figure, axes):
+    legend_lines = -(-(len(lines) + 1) // _LEGEND_COLUMNS) if len(lines) > _MOST_INSIDE else 0
+    with figure_of_height(4.0 + 0.2 * legend_lines) as (figure, axes):
         for number, (kind, saes) in enumerate(lines.items()):
             _draw_line(axes, number, _name_of(kind, comparison), saes)
         if shown:
             _mark_front(axes, shown)
-        axes.set_xlabel("L0: features above 0 on a row, mean over held-out rows (log scale)")
+        note = f"\nnot shown: {'; '.join(left_out)}" if left_out else ""
+        axes.set_xlabel(f"L0: features above 0 on a row, mean over held-out rows (log scale){note}")
         axes.set_ylabel("explained variance on held-out rows")
         axes.grid(color="#E5E5E5", linewidth=0.6)
         _log_axis(axes, _points(shown)[:, 0])
         n_rows = sorted({sae.n_rows or 0 for sae in shown})
         rows = f", {n_rows[0]:,} held-out rows" if len(n_rows) == 1 else ""
         axes.set_title(f"{len(shown)} SAEs{rows}: up and to the left is better")
-        if left_out:
-            figure.supxlabel(f"not shown: {'; '.join(left_out)}", fontsize=7, x=0.01, ha="left")
-        if shown:
-            figure.legend(loc="outside right upper") if len(lines) > 6 else axes.legend(loc="best")
+        if legend_lines:
+            figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS)
+        elif shown:
+            axes.legend(loc="best")
         return figure
 
 
@@ -88,9 +91,10 @@ def _draw_line(axes: "Axes", number: int, name: str, saes: list[SaeResult]) -> N
         settings[tuple(sae.varies.get(option) for option in SPARSITY)].append(sae)
     means = np.array(sorted(_points(each).mean(0).tolist() for each in settings.values()))
     points = _points(saes)
-    axes.plot(means[:, 0], means[:, 1], color=colour, linewidth=1.0, zorder=2)
+    dashes = ("-", "--", ":")[number // len(_COLOURS) % 3]
+    axes.plot(means[:, 0], means[:, 1], color=colour, linewidth=1.0, linestyle=dashes, zorder=2)
     axes.plot(points[:, 0], points[:, 1], color=colour, marker=marker, markersize=4.5, linestyle="", zorder=3)
-    axes.plot([], [], color=colour, marker=marker, markersize=4.5, linewidth=1.0, label=name)
+    axes.plot([], [], color=colour, marker=marker, markersize=4.5, linewidth=1.0, linestyle=dashes, label=name)
 
 
 def _mark_front(axes: "Axes", shown: list[SaeResult]) -> None:
