@@ -143,7 +143,8 @@ def _reading(found: _Findings) -> list[tuple[str, str | list[str]]]:
     else:
         how = (
             f"through a buffer of {plan.buffer_rows:,} rows, filled {plan.run_length:,} at a time from random places "
-            f"and drawn in random order ({format_bytes(plan.memory_bytes)} of memory)"
+            f"and drawn in random order ({format_bytes(plan.memory_bytes)} of memory); each process of a torchrun "
+            "fills one of its own with all rows"
         )
     return [
         ("row order", _order(store)),

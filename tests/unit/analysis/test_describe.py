@@ -132,6 +132,7 @@ def test_a_store_in_source_order_tells_what_good_mixing_takes(make_store, monkey
     assert record["mixing"]["expected"] == pytest.approx(1 + 99 * 63 / 197 * (1 - 198 / 1980))
     assert text["mixing"].startswith(f"{record['mixing']['expected']:.2f} expected in batches of 100 rows")
     assert "buffer of 198 rows" in text["reading"]
+    assert text["reading"].endswith("; each process of a torchrun fills one of its own with all rows")
     assert "--loader-memory" in text["to know"]
     assert text["row order"] == "that of the source"
 

@@ -7,7 +7,7 @@ from thresher.store.buffers import BufferPool
 from thresher.store.errors import DamagedStoreError
 from thresher.store.format import Site, chunk_file
 from thresher.store.parts import merge_stores
-from thresher.store.reader import open_store
+from thresher.store.reader import ActivationArray, open_store
 
 N, D = 700, 8
 KINDS = {
@@ -96,6 +96,24 @@ def test_the_shares_of_the_ranks_make_up_the_global_batch(store, last):
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         if last != "keep":
             assert {len(part) for part in parts} == {12}
+
+
+def test_a_rank_reads_its_share_alone_where_no_buffer_is_needed_and_else_all_rows(make_store, monkeypatch):
+    n_read, read_runs = 0, ActivationArray.read_runs
+
+    def counted(self, starts, lengths, out):
+        nonlocal n_read
+        n_read += int(lengths.sum())
+        read_runs(self, starts, lengths, out)
+
+    monkeypatch.setattr(ActivationArray, "read_runs", counted)
+    found = {}
+    for order in ("random", "source"):
+        store = open_store(make_store(700, 4, name=order, order=order).path)
+        n_read = 0
+        _take(store, 33, stop=20, last="drop", rank=1, n_ranks=3)
+        found[order] = n_read
+    assert found == {"random": 20 * 11, "source": store.n_train}
 
 
 def test_several_arrays_come_side_by_side(make_store):
