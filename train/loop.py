@@ -25,7 +25,7 @@ from .member import Member, Source, TrainingStopped, TrainResult
 from .options import TrainOptions
 from .precision import check_precision
 from .ranks import ALONE, Ranks
-from .resources import check_space, disk_bytes, memory_bytes
+from .resources import Size, check_space, disk_bytes, memory_bytes
 from .run_dir import Run, create_run, make_folder, open_run
 from .signals import StopRequest
 from .spliced import SplicedEvaluation, Splicer
@@ -222,8 +222,8 @@ def _check_members(
     sizes = []
     for path, options in members.items():
         site, target = places[path]
-        d_in = store.activations(site).d_in
-        size = (d_in, options.d_sae(d_in))
+        size = Size(options, store.activations(site).d_in, store.activations(target or site).d_in)
+        options.d_sae(size.d_in)  # refuses fewer features than k
         run = started[path]
         if run is None:
             sizes.append(size)
@@ -338,11 +338,11 @@ class _Training:
             f"on {self._device}" + (f", in {self._ranks.n_ranks} processes" if self._ranks.n_ranks > 1 else ""),
             members,
         )
-        sizes = [(member.state.sae.d_in, member.state.sae.d_sae) for member in members]
-        memory = format_bytes(sum(memory_bytes(*size, options.batch_size) for size in sizes))
+        sizes = [Size(member.options, member.state.sae.d_in, member.state.sae.d_out) for member in members]
+        memory = format_bytes(memory_bytes(sizes, loader.n_rows, self._ranks.n_ranks))
         if loader.plan.memory_bytes:
             memory += f" and {format_bytes(loader.plan.memory_bytes)} to mix the rows"
-        size = format_bytes(sum(disk_bytes(*size) for size in sizes))
+        size = format_bytes(disk_bytes(sizes))
         self._say(f"memory beside the program's own: about {memory}; writes at most {size} to disk", members)
         for member in members:
             if member.state.step:

@@ -227,14 +227,16 @@ def joined_ranks() -> Iterator[Ranks]:
         )
     from torch import distributed
 
-    store, rank, n_ranks = next(iter(distributed.rendezvous("env://", timeout=_START)))
+    with _answered():
+        store, rank, n_ranks = next(iter(distributed.rendezvous("env://", timeout=_START)))
     _n_joined += 1
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = distributed.PrefixStore(f"thresher/train/{attempt}/{_n_joined}", store)
     has_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=_ANSWER)
     try:
+        with _answered():  # one that is there sooner may have failed and gone before this one is
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=n_ranks, timeout=_ANSWER)
         yield DistributedRanks()
     except SystemExit:
         raise
@@ -245,7 +247,8 @@ def joined_ranks() -> Iterator[Ranks]:
             raise SystemExit(1) from None
         raise
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _is_first_to_fail(store: Any, rank: int) -> bool:

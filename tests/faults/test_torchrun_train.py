@@ -174,6 +174,7 @@ def test_what_is_refused_is_told_once_and_ends_all_processes(store, tmp_path):
         log = tmp_path / "log"
         log.unlink(missing_ok=True)
         assert start(3, log, "-m", "thresher", "train", *arguments).wait(timeout=60) == 1
+        assert len(errors(log)) == 1, log.read_text()
         (line,) = errors(log)
         assert "in <module>\n  File" not in log.read_text().split("Error: ")[0]  # no traceback of ours before it
         return line
