@@ -173,6 +173,7 @@ def _effective(options: TrainOptions) -> dict[str, Any]:
     resolved = {
         "error": options.resolved_error,
         "dead_remedy": options.resolved_dead_remedy,
+        "aux": options.resolved_aux,
         "order_seed": options.resolved_order_seed,
     }
     of_sites = ("layer", "site", "token", "to_layer", "to_site")  # which are compared themselves
