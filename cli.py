@@ -367,7 +367,9 @@ def export(context: click.Context, run: Path, out: Path, as_json: bool, **_: Any
 @click.pass_context
 @edge
 def push(context: click.Context, run: Path, repo_id: str, as_json: bool, **_: Any) -> None:
-    """Write RUN's SAE to the model repository REPO_ID of the Hugging Face hub, with a model card.
+    """Write RUN's SAE, with a model card, to REPO_ID on the Hub.
+
+    REPO_ID is a model repository of the Hugging Face hub.
 
     \b
     Example: thresher push run-1 me/clip-l22-sae
@@ -387,11 +389,11 @@ def push(context: click.Context, run: Path, repo_id: str, as_json: bool, **_: An
 @click.pass_context
 @edge
 def pull(context: click.Context, repo_id: str, run: Path, as_json: bool, **_: Any) -> None:
-    """Make RUN of an SAE in the model repository REPO_ID of the Hugging Face hub.
+    """Make RUN of an SAE in REPO_ID, a model repository of the Hub.
 
     \b
     Example: thresher pull me/clip-l22-sae run-5 --store imagenet-l22.zarr
-    Example: thresher pull me/many-saes run-6 --folder layer_22_resid_post_cls --revision v1
+    Example: thresher pull me/many-saes run-6 --folder layer_22 --revision v1
     """  # noqa: D301 (\b is the character that click asks for)
     from .train.hub import pull as run_pull
 

@@ -110,18 +110,18 @@ class TensorBoardLogger:
 
         folder = run_path / TENSORBOARD
         shutil.rmtree(folder, ignore_errors=True)
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
         for record in kept:
             self.metrics(record)
 
     def metrics(self, record: Mapping[str, Any]) -> None:
         """Log one record."""
         for name, value in scalars(record):
-            self._writer.add_scalar(name, value, record["step"])  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbLogger:

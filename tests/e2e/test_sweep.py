@@ -10,7 +10,7 @@ def options(chain_arguments):
     return [each for place, each in enumerate(chain_arguments) if place not in skipped]
 
 
-def test_a_sweep_from_training_to_its_figure(chain, thresher, refused, train_arguments, tmp_path):
+def test_a_sweep_from_training_to_its_figure(chain, thresher, inside, refused, train_arguments, tmp_path):
     store = chain[0] / "emoji.zarr"
     arguments = [*options(train_arguments), "--rows", "4000"]
     trained = thresher("train", store, "sweep", *arguments, "--k", "2,4", "--k", "8", cwd=tmp_path)
@@ -19,18 +19,17 @@ def test_a_sweep_from_training_to_its_figure(chain, thresher, refused, train_arg
     assert [line.split()[:2] for line in trained.stderr.splitlines()[-4:]] == [
         ["run", "step"], ["k=2", "20"], ["k=4", "20"], ["k=8", "20"],
     ]  # fmt: skip
-    compared = thresher("sweep", "sweep", cwd=tmp_path)
+    compared = inside("sweep", "sweep", cwd=tmp_path)
     assert [line.split()[0] for line in compared.stdout.splitlines()] == [
         *("k", "2", "4", "8"), "sweep/sweep.tsv", "sweep/figures/pareto.png",
     ]  # fmt: skip
-    listed = json.loads(thresher("sweep", "sweep", "--json", cwd=tmp_path).stdout)
+    listed = json.loads(inside("sweep", "sweep", "--json", cwd=tmp_path).stdout)
     assert [each["varies"] for each in listed["saes"]] == [{"k": 2}, {"k": 4}, {"k": 8}]
-    assert "3 finished" in thresher("info", "sweep", cwd=tmp_path).stdout
+    assert "3 finished" in inside("info", "sweep", cwd=tmp_path).stdout
     for command in ("encode", "stats"):
         refused(
             command, "sweep", says="sweep is a sweep of several SAEs: name one of them, such as sweep/k=2", cwd=tmp_path
         )
-    thresher("encode", "sweep/k=4", cwd=tmp_path)
 
 
 def test_a_member_that_fails_is_told_at_the_end_and_the_status_is_1(chain, refused, train_arguments, tmp_path):
