@@ -145,7 +145,7 @@ def require_training_store(run: Run, store: ActivationStore) -> None:
     found += theirs.differences(store.provenance, [images])
     for number, part in enumerate(store.parts):
         there = dict(enumerate(recorded.get("part_fingerprints", ()))).get(number)
-        found += differences(f"the fingerprint of part {number}", there, part.fingerprint)
+        found += differences(f"the fingerprint of {part.name}", there, part.fingerprint)
     how = "imported for" if run.is_imported else "trained on"
     raise StoreError(f"{store.url} is not the store that {run.path} was {how}: {found[0]}.")
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..devices import choose_device
+from ..launch import read_launch
 from ..store.errors import StoreError
 
 _START = timedelta(minutes=5)  # for all processes to be there
@@ -216,22 +217,16 @@ def joined_ranks() -> Iterator[Ranks]:
         From the body, when another process ended without a word.
     """
     global _n_joined
-    n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if n_ranks == 1 or "RANK" not in os.environ:
+    launch = read_launch()
+    if launch is None:
         yield ALONE
         return
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE is {n_ranks}, but {' and '.join(missing)} is not set: start the processes with torchrun."
-        )
     from torch import distributed
 
     with _answered():
         store, rank, n_ranks = next(iter(distributed.rendezvous("env://", timeout=_START)))
     _n_joined += 1
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = distributed.PrefixStore(f"thresher/train/{attempt}/{_n_joined}", store)
+    store = distributed.PrefixStore(f"thresher/train/{launch.attempt}/{_n_joined}", store)
     has_gpus = torch.cuda.is_available() and distributed.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if has_gpus else "gloo"
     try:

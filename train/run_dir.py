@@ -17,6 +17,7 @@ from ..store.errors import DamagedStoreError, StoreError
 from ..store.files import write_atomically
 from ..store.format import Site
 from ..store.loading import LoadingPlan
+from ..store.outside import require_outside_stores
 from .logs import Logger
 from .models import SparseAutoencoder, load_sae
 from .options import FREE_ON_RESUME, TrainOptions
@@ -226,7 +227,8 @@ def _require_whole(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder of a run where there is none; `StoreError` where a file is in its way."""
+    """Make the folder of a run where there is none; `StoreError` where a file is in its way, or it lies in a store."""
+    require_outside_stores(path, "RUN")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

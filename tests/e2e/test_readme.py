@@ -16,12 +16,8 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
 
 def commands_in(text: str) -> list[str]:
     """Each `thresher ...` of a text, up to the end of its line or to the next command on it."""
-    return [
-        part.strip()
-        for part in re.findall(
-            r"thresher ((?:quickstart|harvest|train|encode|stats|merge|info|verify|doctor)\b[^\n`&]*)", text
-        )
-    ]
+    names = "|".join(main.commands)
+    return [part.strip() for part in re.findall(rf"thresher ((?:{names})\b[^\n`&]*)", text)]
 
 
 SHELL = commands_in("\n".join(text for language, text in BLOCKS if language == "sh"))

@@ -284,6 +284,12 @@ def test_weights_that_the_last_step_broke_are_never_saved(small_store, tmp_path)
     assert not (tmp_path / "run/sae.safetensors").exists()
 
 
+def test_no_run_is_made_inside_a_store(small_store, tmp_path):
+    with pytest.raises(StoreError, match=r"run lies inside the store .*: name another RUN, outside of it"):
+        train(TOPK, small_store, Path(small_store) / "runs/run")
+    assert not (Path(small_store) / "runs").exists()
+
+
 def test_a_file_in_the_way_of_the_run_is_left_alone(small_store, tmp_path):
     (tmp_path / "run").write_text("mine")
     for path in (tmp_path / "run", tmp_path / "run/below"):
