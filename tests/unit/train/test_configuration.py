@@ -91,7 +91,7 @@ def run(made, tmp_path):
         ({"codec": "zstd"}, "codec is 'none' there and 'zstd' here"),
         ({"thumbnail_px": None}, "thumbnail_px is 128 there and None here"),
         ({"keys": [b"%d.jpg" % i for i in range(300)]}, "keys_sha256 is"),
-        ({"label_names": ["other"]}, "the fingerprint of part 0 is"),
+        ({"label_names": ["other"]}, "the fingerprint of its own rows is"),
         ({"invalid": (4, 5)}, "n_valid is 300 there and 298 here"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
