@@ -297,6 +297,8 @@ class _Training:
                 for path, member in list(self._members.items()):
                     try:
                         self._results[path] = member.finish()
+                        if warning := self._results[path].missed_target:
+                            self._reporter.warn(warning)
                     except FAILURES as error:
                         self._fail(path, error)
                 self._ranks.wait()

@@ -37,6 +37,7 @@ SAMPLE_ROWS = 15_360
 """Rows that the scaling and the starting decoder bias are taken from: the post's buffer of 15 batches."""
 
 _RESAMPLING_ROWS = 16_384  # of which those that are reconstructed worst give dead features a new direction
+_OFF_TARGET = 0.1
 
 
 class TrainingStopped(StoreError):
@@ -57,6 +58,8 @@ class TrainResult:
         Training rows a second, over the steps of this process; NaN where it took none.
     n_dead
         Features that did not fire on the last `dead_after_rows` training rows; 0 in a run of no more rows than that.
+    missed_target
+        What to tell the user where a target L0 was not held; None where it was, or none was asked for.
     """
 
     run_path: Path
@@ -72,6 +75,7 @@ class TrainResult:
     seconds: float
     rows_per_s: float
     was_finished: bool = False
+    missed_target: str | None = None
     spliced: dict[str, Any] | None = None
 
 
@@ -400,6 +404,9 @@ class Member:
         held_out = self.evaluate()
         self.stop_if_not_finite()
         self._stop_if_weights_are_not_finite()
+        missed = missed_target(self.run.path, options.target_l0, held_out)
+        if missed:
+            self.log.say(f"warning: {missed}")
         self.log.say(f"finished {options.steps:,} steps")
         if self._ranks.rank == 0:
             self.log.sync()
@@ -422,9 +429,20 @@ class Member:
             seconds=seconds,
             rows_per_s=rows / seconds if rows else float("nan"),
             spliced=self._spliced_numbers or None,
+            missed_target=missed,
         )
 
     def close(self) -> None:
         """Close its log."""
         with suppress(OSError):
             self.log.close()
+
+
+def missed_target(run_path: Path, target: float | None, held_out: ReconstructionResult | None) -> str | None:
+    """What to tell the user where the L0 on held-out rows is more than a tenth off its target; else None."""
+    if target is None or held_out is None or abs(held_out.l0.mean / target - 1) <= _OFF_TARGET:
+        return None
+    return (
+        f"{run_path}: --target-l0 {target:g} was not held, L0 is {held_out.l0.mean:.1f} on held-out rows: train on "
+        "more --rows, or with a higher --lr. (JumpReLU can settle below a target: its thresholds fall slowly.)"
+    )

@@ -7,6 +7,9 @@ import pytest
 import torch
 from thresher.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from thresher.train.initialise import new_sae
+from thresher.train.l0 import L0Summary
+from thresher.train.member import missed_target
+from thresher.train.metrics import ReconstructionResult
 from thresher.train.objective import Objective
 from thresher.train.optimiser import AdamSettings, UnitNormAdam, learning_rate
 from thresher.train.options import TrainOptions
@@ -111,3 +114,16 @@ def test_a_given_coefficient_does_not_move():
     penalty.observe(torch.tensor(1000.0))
     assert penalty.at(1) == 4e-3
     assert penalty.tensors() == {}
+
+
+def test_a_target_that_was_not_held_is_told(tmp_path):
+    def held(l0: float) -> ReconstructionResult:
+        summary = L0Summary(mean=l0, median=l0, p99=l0, max=40)
+        return ReconstructionResult(100, 1.0, 1.0, 0.5, 0.5, 1.0, summary, summary)
+
+    assert missed_target(tmp_path, None, held(5.0)) is None
+    assert missed_target(tmp_path, 24.0, None) is None
+    assert missed_target(tmp_path, 24.0, held(26.0)) is None
+    said = missed_target(tmp_path, 24.0, held(15.2))
+    assert said is not None
+    assert "--target-l0 24 was not held, L0 is 15.2 on held-out rows" in said
