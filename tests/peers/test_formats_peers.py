@@ -18,6 +18,7 @@ import pytest
 import torch
 from hub_on_loopback import TOKEN, hub_on_loopback
 from peer_formats import LIBRARIES, D, F, K
+from peer_pythons import python_of
 from thresher.train.formats import FORMATS, Origin, Outgoing, PlainSae, read_foreign
 from thresher.train.hub import push
 from thresher.train.interchange_options import PushOptions
@@ -27,7 +28,6 @@ from thresher.train.options import TrainOptions
 
 pytestmark = pytest.mark.peers
 
-VENVS = "THRESHER_PEERS_VENVS"
 SCRIPT = Path(peer_formats.__file__)
 LIMIT = 1e-5
 ORIGIN = Origin(model="ViT-L-14-quickgelu", pretrained="openai", layer=22, site="resid_post", token="cls")
@@ -70,16 +70,6 @@ def made(kind: str):
     cls = {each.variant: each for each in classes}[variant]
     scaling = {"input_mean": draw(D), "input_scale": draw(D).abs() + 0.5}
     return cls(draw(F, D), draw(F), draw(F, D), draw(D), **scaling, **extra)
-
-
-def python_of(library: str) -> Path:
-    folder = os.environ.get(VENVS)
-    if not folder:
-        pytest.skip(f"{VENVS} names no folder of virtual environments: nothing to compare with")
-    python = Path(folder) / library / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{python} is not there: {library} is not compared")
-    return python
 
 
 @pytest.fixture(scope="module")

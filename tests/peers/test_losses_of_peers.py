@@ -5,7 +5,6 @@ THRESHER_PEERS_VENVS names a folder of virtual environments, `saelens` and `dict
 its mean: their loss is d times ours, with d times our coefficients. Where more differs, the case below says so.
 """
 
-import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peer_pythons import python_of
 from thresher.train.models import (
     BatchTopKSae,
     GatedSae,
@@ -29,7 +29,6 @@ from thresher.train.step import StepResult, compute_step
 
 pytestmark = pytest.mark.peers
 
-VENVS = "THRESHER_PEERS_VENVS"
 SCRIPT = Path(__file__).with_name("peer_gradients.py")
 N, D, F, K = 64, 32, 256, 12
 PREFIXES = (16, 80, F)
@@ -50,16 +49,6 @@ CASES = [
     for variant in VARIANTS
     for has_dead in ((False, True) if variant in revived else (False,))
 ]
-
-
-def python_of(library: str) -> Path:
-    folder = os.environ.get(VENVS)
-    if not folder:
-        pytest.skip(f"{VENVS} names no folder of virtual environments: nothing to compare with")
-    python = Path(folder) / library / "bin" / "python"
-    if not python.exists():
-        pytest.skip(f"{python} does not exist: {library} is not installed there")
-    return python
 
 
 @dataclass
