@@ -151,7 +151,7 @@ def sparse_totals(
         forecast_counting(stop - start, last - first, lambda: _range_totals(features_path, first, last, split, k))
     )
     reporter.say(f"counting {stop - start:,} rows on {compute.description}")
-    return _reduce(leaves, compute, reporter)
+    return reduce_totals(leaves, compute, reporter)
 
 
 def _range_totals(features_path: str, start: int, stop: int, split: str, k: int) -> FeatureTotals:
@@ -198,7 +198,7 @@ def dense_totals(
         )
     )
     reporter.say(f"counting {n_rows:,} dense rows on {compute.description}")
-    return _reduce(leaves, compute, reporter)
+    return reduce_totals(leaves, compute, reporter)
 
 
 def _dense_range_totals(block: Any, start: int, labels_path: str | None, n_rows: int, k: int) -> FeatureTotals:
@@ -255,8 +255,8 @@ def _require_int32(labels_path: str, labels: NDArray[Any]) -> None:
         raise StoreError(f"{labels_path} holds the label {int(labels.max())}; class numbers end at 2147483647.")
 
 
-def _reduce(leaves: Sequence[Any], compute: Compute, reporter: Reporter) -> FeatureTotals:
-    """Compute the leaves and merge them as a tree."""
+def reduce_totals(leaves: Sequence[Any], compute: Compute, reporter: Reporter) -> FeatureTotals:
+    """Compute delayed `FeatureTotals` of row ranges and merge them as a tree."""
     from dask import delayed
 
     run = uuid.uuid4().hex  # a cluster that outlives this run must not take these tasks for earlier ones
