@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .coherence_chance import isotropic_chance, matched_chance
 from .mixture import Mixture, empirical_dip, fit_mixture, one_gaussian_log_likelihood
 
 MIN_FEATURES = 20
@@ -90,9 +91,20 @@ class Coherence:
     """Of one in it and one outside."""
     chance_sd: float
     """Standard deviation of `within` for as many directions drawn evenly from the sphere, whose mean is 0."""
+    chance_p99: float
+    """99th percentile of the same."""
+    matched_chance_sd: float
+    """As `chance_sd`, of directions with the covariance of the activations; NaN where that is not known."""
+    matched_chance_p99: float
+    """99th percentile of the same."""
 
 
-def coherence(encoder: NDArray[np.floating[Any]], is_uld: NDArray[np.bool_], is_alive: NDArray[np.bool_]) -> Coherence:
+def coherence(
+    encoder: NDArray[np.floating[Any]],
+    is_uld: NDArray[np.bool_],
+    is_alive: NDArray[np.bool_],
+    input_variances: NDArray[np.floating[Any]] | None = None,
+) -> Coherence:
     """Mean pairwise cosines, in time linear in the features: the sum over pairs is that of the summed unit vectors.
 
     Parameters
@@ -101,6 +113,8 @@ def coherence(encoder: NDArray[np.floating[Any]], is_uld: NDArray[np.bool_], is_
         `(d_sae, d_in)`: one encoder vector a row.
     is_uld, is_alive
         `(d_sae,)`.
+    input_variances
+        `(d_in,)`: eigenvalues of the covariance of what is encoded, for the chance level of directions shaped like it.
     """
     sums, counts = [], []
     for of in (is_uld & is_alive, is_alive & ~is_uld):
@@ -114,12 +128,16 @@ def coherence(encoder: NDArray[np.floating[Any]], is_uld: NDArray[np.bool_], is_
         return float((total @ total - n) / (n * (n - 1))) if n > 1 else float("nan")
 
     n, d_in = counts[0], encoder.shape[1]
+    even = isotropic_chance(n, d_in)
+    matched = None if input_variances is None else matched_chance(n, input_variances)
     return Coherence(
         within=within(sums[0], counts[0]),
         rest=within(sums[1], counts[1]),
         between=float(sums[0] @ sums[1] / (counts[0] * counts[1])) if min(counts) > 0 else float("nan"),
-        # n (n - 1) / 2 cosines, pairwise uncorrelated, each of variance 1 / d_in
-        chance_sd=float(np.sqrt(2 / (n * (n - 1) * d_in))) if n > 1 else float("nan"),
+        chance_sd=even.sd,
+        chance_p99=even.p99,
+        matched_chance_sd=float("nan") if matched is None else matched.sd,
+        matched_chance_p99=float("nan") if matched is None else matched.p99,
     )
 
 

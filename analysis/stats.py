@@ -14,6 +14,7 @@ from ..progress import Reporter
 from ..store.errors import StoreError
 from ..store.files import FolderLock
 from .clusters import Coherence, UldSplit, coherence, find_uld_cluster
+from .coherence_chance import input_variances
 from .features import SPLIT_CODES, FeatureActivations, FeaturesInfo, open_features
 from .folders import refuse_existing
 from .forecast import require_space
@@ -98,7 +99,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
         ),
         statistics,
         split,
-        _coherence(run_path, split, statistics.is_alive),
+        _coherence(run_path, info, split, statistics.is_alive, reporter),
         {name: q for name, q in quality.items() if q is not None},
     )
     with closing(FolderLock(run_path)):
@@ -207,12 +208,23 @@ def _check_features(options: StatsOptions, d_sae: int) -> None:
         raise ValueError(f"feature {beyond[0]} is not one of the {d_sae} features, 0 to {d_sae - 1}")
 
 
-def _coherence(run_path: Path, split: UldSplit, is_alive: NDArray[np.bool_]) -> Coherence | None:
+def _coherence(
+    run_path: Path, info: FeaturesInfo, split: UldSplit, is_alive: NDArray[np.bool_], reporter: Reporter
+) -> Coherence | None:
     if split.threshold is None:
         return None
+    from ..store.format import Site
+    from ..store.reader import open_store
     from ..train.models import load_sae
 
-    return coherence(load_sae(run_path).W_enc.T.numpy(), split.is_uld, is_alive)
+    sae = load_sae(run_path)
+    try:
+        store = open_store(info.store, n_parts=info.n_store_parts)
+        variances = input_variances(store.activations(Site.parse(info.site)), sae)
+    except StoreError as error:
+        reporter.warn(f"no chance level of the activations' covariance for the coherence of the cluster: {error}")
+        variances = None
+    return coherence(sae.W_enc.T.numpy(), split.is_uld, is_alive, variances)
 
 
 def _draw(

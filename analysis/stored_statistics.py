@@ -198,14 +198,16 @@ def _l0(summary: L0Summary) -> dict[str, Any]:
 
 
 def _coherence(coherence: Coherence | None) -> dict[str, Any]:
-    if coherence is None:
-        return {"coherence": None, "coherence_rest": None, "coherence_between": None, "coherence_chance_sd": None}
-    return {
-        "coherence": coherence.within,
-        "coherence_rest": coherence.rest,
-        "coherence_between": coherence.between,
-        "coherence_chance_sd": coherence.chance_sd,
+    numbers = {
+        "coherence": "within",
+        "coherence_rest": "rest",
+        "coherence_between": "between",
+        "coherence_chance_sd": "chance_sd",
+        "coherence_chance_p99": "chance_p99",
+        "coherence_matched_chance_sd": "matched_chance_sd",
+        "coherence_matched_chance_p99": "matched_chance_p99",
     }
+    return {name: None if coherence is None else getattr(coherence, field) for name, field in numbers.items()}
 
 
 def _without_nan(value: Any) -> Any:
