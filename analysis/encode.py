@@ -4,7 +4,6 @@ import hashlib
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from .encoded_block import EncodedBlock, encode_block
 from .features import FEATURES_ZARR, FeaturesInfo
 from .folders import new_folder, refuse_existing
 from .options import EncodeOptions
-from .quality import Quality, SectionSums, section_rows, write_sections
+from .quality import Quality, SectionSums, section_edges, write_sections
 from .row_columns import RowColumns
 from .row_splits import RowSplits
 
@@ -265,36 +264,43 @@ def _write_rows(
 ) -> list[SectionSums]:
     """Write every array that goes by rows; count each feature's entries into `n_active`."""
     columns, store = RowColumns(group, source.store.n_rows), source.store
-    sections: list[SectionSums] = []
-    rows_at_once = section_rows(store.n_rows)
-    edges = [*range(0, store.n_rows, rows_at_once), store.n_rows]
-    blocks = [
-        (start, min(start + options.block_rows, last))
-        for first, last in pairwise(edges)
-        for start in range(first, last, options.block_rows)
-    ]
+    edges = section_edges(store.n_rows, store.tokens_per_image, source.splits.held_out_start)
+    sections: dict[tuple[int, int], SectionSums] = {}
+    starts = range(0, store.n_rows, options.block_rows)
+    blocks = [(start, min(start + options.block_rows, store.n_rows)) for start in starts]
     with (
         reporter.task("encoding", source.stop - source.start, "rows") as task,
         closing(in_order(source.read, blocks, _BLOCKS_AHEAD)) as read,
     ):
-        for first, last in pairwise(edges):
-            sums = {code: SectionSums.zero(code, first, last, source.sae.d_in) for code in format_.SPLIT_CODES["all"]}
-            for _ in range(first, last, options.block_rows):
-                split, labels, rows = next(read)
-                block = None
-                if len(rows):
-                    block = encode_block(source.sae, source.array, rows, tile_features=options.tile_features)
-                    n_active += np.bincount(block.index, minlength=len(n_active))
-                    _add_to_sections(sums, split[split != format_.NOT_ENCODED], block)
-                columns.append(split, labels, block)
-                task.advance(len(rows))
-            sections += [s for s in sums.values() if s.n]
+        for first, _ in blocks:
+            split, labels, rows = next(read)
+            block = None
+            if len(rows):
+                block = encode_block(source.sae, source.array, rows, tile_features=options.tile_features)
+                n_active += np.bincount(block.index, minlength=len(n_active))
+                _add_to_sections(sections, edges, first, split, block)
+            columns.append(split, labels, block)
+            task.advance(len(rows))
     columns.close()
-    return sections
+    return [sections[key] for key in sorted(sections)]
 
 
-def _add_to_sections(sums: dict[int, SectionSums], split: NDArray[np.uint8], block: EncodedBlock) -> None:
-    for code in np.unique(split).tolist():
-        of = split == code
-        rows = slice(None) if of.all() else of
-        sums[code].add(block.x[rows], block.norm[rows], block.sse[rows], block.l1[rows])
+def _add_to_sections(
+    sections: dict[tuple[int, int], SectionSums],
+    edges: NDArray[np.int64],
+    first: int,
+    split: NDArray[np.uint8],
+    block: EncodedBlock,
+) -> None:
+    """Add a block's encoded rows, of the physical rows from `first` on, to the sums of their section and split."""
+    encoded = np.flatnonzero(split != format_.NOT_ENCODED)
+    section_of = np.searchsorted(edges, first + encoded, side="right") - 1
+    for section in np.unique(section_of).tolist():
+        start, stop = np.searchsorted(section_of, [section, section + 1])
+        codes = split[encoded[start:stop]]
+        for code in np.unique(codes).tolist():
+            key, at = (section, code), start + np.flatnonzero(codes == code)
+            if key not in sections:
+                row_start, row_stop = edges[section : section + 2].tolist()
+                sections[key] = SectionSums.zero(code, row_start, row_stop, block.x.shape[1])
+            sections[key].add(block.x[at], block.norm[at], block.sse[at], block.l1[at])

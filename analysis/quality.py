@@ -21,13 +21,26 @@ SUMS = ("sse", "sse_over_norm", "sse_over_energy", "l1", "scatter", "n_nonzero")
 """Sums over a section's rows: ||e||^2, ||e||^2 / ||x||, ||e||^2 / ||x||^2, sum_k f_k, ||x - mean of the section||^2,
 with e = x_hat - x; the two ratios over the rows of norm above zero only, and the number of those."""
 
-_MAX_SECTIONS = 256  # of a whole store: memory for their sums of x stays at 256 x d_in numbers a split
-_MIN_SECTION_ROWS = 4096
+_MAX_SECTIONS = 256  # of a whole store, and again of its held-out rows: what their sums of x take is bounded
 
 
-def section_rows(n_rows: int) -> int:
-    """Rows a section spans; depends on the store alone, so that sums do not depend on how the encoder cuts blocks."""
-    return max(_MIN_SECTION_ROWS, -(-n_rows // _MAX_SECTIONS))
+def section_edges(n_rows: int, tokens_per_image: int, held_out_start: int | None) -> NDArray[np.int64]:
+    """First row of each section, and the row after the last: up to 256 before the held-out rows and as many of them.
+
+    They depend on the store alone, so that sums do not depend on how the encoder cuts blocks, and hold whole images, so
+    that sections can be resampled (`bootstrap.py`).
+
+    Parameters
+    ----------
+    held_out_start
+        The first held-out row, where one row divides a store.
+    """
+    middle = n_rows if held_out_start is None else min(held_out_start, n_rows)
+    edges: list[int] = []
+    for start, stop in ((0, middle), (middle, n_rows)):
+        n_images = -(-(stop - start) // tokens_per_image)
+        edges += range(start, stop, max(1, -(-n_images // _MAX_SECTIONS)) * tokens_per_image)
+    return np.array([*edges, n_rows], np.int64)
 
 
 @dataclass

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import zarr
 from thresher.analysis.encode import encode
-from thresher.analysis.features import TRAIN, open_features
+from thresher.analysis.features import HELD_OUT, TRAIN, open_features
 from thresher.analysis.options import EncodeOptions
 from thresher.analysis.quality import SUMS, Quality, SectionSums
 from thresher.store.errors import StoreError, UnfinishedStoreError
 from thresher.store.files import FolderLock
+from thresher.store.format import Site
 from thresher.store.reader import open_store
 
 
@@ -91,6 +92,29 @@ def test_the_quality_does_not_depend_on_the_block_size(make_store, make_run):
         for split, quality in other.items():
             for name in ("mse", "normalized_mse", "explained_variance", "explained_energy", "l1"):
                 assert getattr(quality, name) == pytest.approx(getattr(results[0][split], name), rel=1e-5)
+
+
+@pytest.mark.parametrize("order", ["random", "source"])
+def test_sections_hold_whole_images_and_the_held_out_rows_have_their_own(make_store, make_run, order):
+    site = Site(1, token="patch")
+    run = make_run(make_store(600, sites=(site,), tokens=3, order=order, invalid=(5,)).path)
+    result = encode(run.path, EncodeOptions(block_rows=100))
+    stored = open_features(result.features_path)
+    split = stored.row_numbers("split", 0, 1800)
+    sections = stored.sections
+    x = open_store(run.store_path).activations(site).read(0, 1800).astype(np.float64)
+    assert len(sections["n"]) > 200
+    for code, start, stop, n, x_sum in zip(
+        *(sections[name].tolist() for name in ("split", "row_start", "row_stop", "n", "x_sum")), strict=True
+    ):
+        assert (start % 3, stop % 3) == (0, 0)
+        of = split[start:stop] == code
+        assert of.sum() == n > 0
+        np.testing.assert_allclose(x_sum, x[start:stop][of].sum(0), rtol=0, atol=1e-9)
+    held_out = sections["split"] == HELD_OUT
+    assert sections["n"][held_out].sum() == (split == HELD_OUT).sum()
+    if order == "random":
+        assert (sections["n"][held_out] == 3).all()  # an image each
 
 
 @pytest.mark.parametrize("n", [1, 7])

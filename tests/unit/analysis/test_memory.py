@@ -20,7 +20,7 @@ def small_buffers(monkeypatch):
     monkeypatch.setattr(by_feature, "_SORTED_AT_ONCE", 4096)
     monkeypatch.setattr(totals, "_ENTRIES_AT_ONCE", 4096)
     monkeypatch.setattr(features, "_BLOCK_ENTRIES", 4096)
-    monkeypatch.setattr(quality, "_MIN_SECTION_ROWS", 256)
+    monkeypatch.setattr(quality, "_MAX_SECTIONS", 16)
 
 
 def _peak_bytes(work: Callable[[], object]) -> int:
@@ -46,7 +46,7 @@ def test_encode_and_stats_take_the_same_memory_for_ten_times_the_rows(make_store
         path = make_run(store.path, d_sae=64, name=f"run-{n}").path
         encode_bytes.append(_peak_bytes(lambda path=path: encode(path, to_encode)))
         stats_bytes.append(_peak_bytes(lambda path=path: stats(path, to_count)))
-    # What grows is small (one graph node a task, the sections up to their limit of 256); eight bytes an entry would be
+    # What grows is small (one graph node a task, the sections up to their limit); eight bytes an entry would be
     # three times as much.
     assert encode_bytes[1] < 2 * encode_bytes[0]
     assert stats_bytes[1] < 2 * stats_bytes[0]
