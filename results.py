@@ -103,7 +103,9 @@ def of_training(result: "TrainResult") -> str:
         lines.append(table([("L0", f"mean {q.l0.mean:.1f}, median {q.l0.median:.0f}, max {q.l0.max}")]))
     if result.spliced is not None:
         lines += _spliced(result.spliced)
-    if result.rows > result.dead_after_rows:
+    if result.n_dead is None:
+        lines.append("Dead: not known, since metrics.jsonl holds no step of training; `thresher stats` counts them.")
+    elif result.rows > result.dead_after_rows:
         lines.append(
             f"Dead: {result.n_dead:,} of {result.d_sae:,} features did not fire on the last "
             f"{result.dead_after_rows:,} training rows."
@@ -258,11 +260,15 @@ def of_statistics(result: "StatsResult") -> str:
     lines = [
         ("rows", f"{s['n_rows']:,} ({s['split']})"),
         ("features", f"{s['d_sae']:,}, of which {s['n_dead']:,} dead (never above 0 on these rows)"),
-        ("L0", f"mean {_short(l0['mean'])}, median {_short(l0['median'])}, p99 {_short(l0['p99'])}, max {l0['max']}"),
+        (
+            "L0",
+            f"mean {_short(l0['mean'])}{_interval(s, 'l0_mean')}, median {_short(l0['median'])}, "
+            f"p99 {_short(l0['p99'])}, max {l0['max']}",
+        ),
     ]
     for name in ("explained_variance", "explained_energy", "mse", "normalized_mse", "l1"):
         if s.get(name) is not None:
-            lines.append((name.replace("_", " "), _short(s[name])))
+            lines.append((name.replace("_", " "), _short(s[name]) + _interval(s, name)))
     lines.append(("label entropy", _entropy(result)))
     uld = s["uld"]
     lines.append(
@@ -303,6 +309,12 @@ def _quality(ev: float, energy: float, mse: float, normalized: float, l1: float)
 def _word(path: "Path | str") -> str:
     """A path or URL as a shell takes it."""
     return shlex.quote(str(path))
+
+
+def _interval(summary: dict[str, Any], name: str) -> str:
+    """The 95 % interval of a number of the split that statistics are of, where there is one."""
+    found = summary.get("intervals", {}).get("splits", {}).get(summary["split"], {}).get(name)
+    return "" if found is None else f" (95 %: {_short(found[0])} to {_short(found[1])})"
 
 
 def _short(value: Any) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -182,6 +183,46 @@ class FeatureActivations:
             raise ValueError(f"feature {feature} is not one of the {self.d_sae} of {self.path}")
         first, last = (int(edge) for edge in self._read("by_feature/indptr", feature, feature + 2))
         return self._read("by_feature/row", first, last).astype(np.int64), self._read("by_feature/value", first, last)
+
+    def feature_range(self, first: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Activations of the features `[first, stop)` by feature: indptr from 0, row (ascending), value."""
+        if not 0 <= first <= stop <= self.d_sae:
+            raise ValueError(f"features {first} to {stop} are not within the {self.d_sae} of {self.path}")
+        indptr = self._read("by_feature/indptr", first, stop + 1).astype(np.int64)
+        start, end = int(indptr[0]), int(indptr[-1])
+        row = self._read("by_feature/row", start, end).astype(np.int64)
+        return indptr - start, row, self._read("by_feature/value", start, end)
+
+    def feature_ranges(self, range_bytes: int, most_features: int) -> list[tuple[int, int]]:
+        """Cut the features into ranges of at most some `range_bytes` of entries, or one feature that has more."""
+        indptr = self._read("by_feature/indptr", 0, self.d_sae + 1).astype(np.int64)
+        edges = [0]
+        while edges[-1] < self.d_sae:
+            held = int(np.searchsorted(indptr, indptr[edges[-1]] + range_bytes // _ENTRY_BYTES, side="right")) - 1
+            edges.append(min(max(held, edges[-1] + 1), edges[-1] + most_features))
+        return list(pairwise(edges))
+
+    def features(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Activations of the features `[first, last)` as CSR by feature: indptr from 0, row, value."""
+        if not 0 <= first <= last <= self.d_sae:
+            raise ValueError(f"features {first} to {last} are not within the {self.d_sae} of {self.path}")
+        indptr = self._read("by_feature/indptr", first, last + 1).astype(np.int64)
+        start, stop = int(indptr[0]), int(indptr[-1])
+        row = self._read("by_feature/row", start, stop).astype(np.int64)
+        return indptr - start, row, self._read("by_feature/value", start, stop)
+
+    def l0(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Number of features > 0 on each of the rows `[start, stop)`."""
+        edges: NDArray[np.int64] = self._read("indptr", start, stop + 1).astype(np.int64)
+        return edges[1:] - edges[:-1]
+
+    def feature_starts(self) -> NDArray[np.int64]:
+        """Where the activations of each feature start among all, and where the last ones end: `(d_sae + 1,)`."""
+        return self._read("by_feature/indptr", 0, self.d_sae + 1).astype(np.int64)
+
+    def row_counts(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Number of features > 0 on each row `[start, stop)`."""
+        return np.diff(self._read("indptr", start, stop + 1).astype(np.int64))
 
     def row_numbers(self, name: str, start: int, stop: int) -> Array:
         """One number a row, `[start, stop)`: `split`, `valid`, `label`, `x_norm`, `sse` or `cosine`."""

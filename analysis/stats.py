@@ -20,6 +20,7 @@ from .folders import refuse_existing
 from .forecast import require_space
 from .options import StatsOptions
 from .quality import Quality
+from .quality_intervals import quality_intervals
 from .scheduler import open_compute
 from .statistics import FeatureStatistics, dense_shape, dense_totals, sparse_totals
 from .stored_statistics import STATS_JSON, Source, summarise, write_statistics
@@ -102,6 +103,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
         _coherence(run_path, info, split, statistics.is_alive, reporter),
         {name: q for name, q in quality.items() if q is not None},
     )
+    document["intervals"] = quality_intervals(features)
     with closing(FolderLock(run_path)):
         figures = _draw(run_path, statistics, split, options, reporter)
         store_path = run.store_path if info.is_training_store else info.store
