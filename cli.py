@@ -8,6 +8,7 @@ import click
 
 from . import results
 from ._version import __version__
+from .align_command import align
 from .analysis.options import EncodeOptions, StatsOptions
 from .command import FolderPath, GroupedCommand, StorePlace, echo, edge, given, given_values, options_of, to_json
 from .harvest.options import HarvestOptions
@@ -40,6 +41,7 @@ def main() -> None:
     thresher sweep RUN               the several, beside each other
     thresher encode RUN              its feature activations on the store
     thresher stats RUN               every number and figure
+    thresher align RUN               its features beside the tower's neurons
     thresher import SRC RUN          another library's SAE; export, push, pull
 
     Layers are 0-based everywhere: layer 22 is the 23rd block.
@@ -414,6 +416,8 @@ def doctor(as_json: bool) -> None:
         return
     echo(results.table([(f"{finding.level:8}{finding.what}", finding.detail) for finding in findings]))
 
+
+main.add_command(align)
 
 if __name__ == "__main__":
     main()
