@@ -96,24 +96,31 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 @torch.no_grad()
-def load_checkpoint(path: Path, state: TrainingState) -> None:
-    """Set `state` to what the file holds, in place.
+def load_checkpoint(path: Path, state: TrainingState, n_steps: int) -> None:
+    """Set `state` to what the file holds, in place; `n_steps` are those of the whole run.
 
     In place, since a tensor mapped from a file may lie at another alignment, by which matmuls choose other kernels.
-    `DamagedStoreError` where the file is damaged or of other shapes.
+    `DamagedStoreError` where the file is damaged, of another version or of another SAE.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            record = json.loads((file.metadata() or {})[_METADATA_KEY])
-            if record["format_version"] != _FORMAT_VERSION:
-                raise DamagedStoreError(f"{path} is checkpoint version {record['format_version']}; this reads 1.")
+            record = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            version, *steps = (record[name] for name in ("format_version", "step", "adam_steps"))
+            if version != _FORMAT_VERSION:
+                raise ValueError(f"it is of version {version}, and this thresher reads {_FORMAT_VERSION}")
+            if not all(isinstance(n, int) and 0 <= n <= n_steps for n in steps):
+                raise ValueError(f"it is of step {steps[0]}, and the run has {n_steps}")
             for name, tensor in state.tensors().items():
                 saved = file.get_tensor(name)
-                if saved.shape != tensor.shape or saved.dtype != tensor.dtype:
-                    raise DamagedStoreError(f"{path}: {name} is {tuple(saved.shape)}, not {tuple(tensor.shape)}.")
+                if (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype):
+                    was, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (saved, tensor))
+                    raise ValueError(f"{name} is {was}, not {wanted}")
                 tensor.copy_(saved)
-            state.step, state.adam.n_steps = record["step"], record["adam_steps"]
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            state.step, state.adam.n_steps = steps
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = f"it holds no {error}" if isinstance(error, KeyError) else error
         raise DamagedStoreError(
-            f"{path} cannot be read ({error}): delete it to start from the beginning with --resume."
+            f"{path} cannot be gone on from ({reason}): delete it to start from the beginning with --resume."
         ) from error
+    except OSError as error:  # safetensors names no file
+        raise OSError(f"{path} cannot be read: {error}") from error

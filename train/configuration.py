@@ -45,11 +45,15 @@ def one_site(
     ]
     if len(fits) == 1:
         return fits[0]
-    held = "; ".join(str(each) for each in store.sites)
     if fits:
-        raise StoreError(
-            f"{store.url} holds several sites ({held}): say which with {', '.join(flags[:2])} or {flags[2]}."
-        )
+        held = "; ".join(str(each) for each in fits)
+        differ = [
+            flag
+            for flag, values in zip(flags, zip(*((s.layer, s.site, s.token) for s in fits), strict=True), strict=True)
+            if len(set(values)) > 1
+        ]
+        raise StoreError(f"{store.url} holds several sites ({held}): say which with {' and '.join(differ)}.")
+    held = "; ".join(str(each) for each in store.sites)
     asked = " ".join(
         f"{flag} {value}" for flag, value in zip(flags, (layer, site, token), strict=True) if value is not None
     )
@@ -146,6 +150,7 @@ def require_training_store(run: Run, store: ActivationStore) -> None:
     for number, part in enumerate(store.parts):
         there = dict(enumerate(recorded.get("part_fingerprints", ()))).get(number)
         found += differences(f"the fingerprint of {part.name}", there, part.fingerprint)
+    found += differences("fingerprint", run.store_fingerprint, store.fingerprint)
     how = "imported for" if run.is_imported else "trained on"
     raise StoreError(f"{store.url} is not the store that {run.path} was {how}: {found[0]}.")
 

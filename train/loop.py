@@ -459,7 +459,7 @@ def _finished_result(run: Run) -> TrainResult:
         steps=options.steps,
         rows=options.steps * options.batch_size,
         passes=run.config["passes"],
-        n_dead=logged[-1]["n_dead"],
+        n_dead=logged[-1].get("n_dead") if logged else None,
         dead_after_rows=options.dead_after_rows,
         held_out=None,
         seconds=0.0,

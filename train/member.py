@@ -57,7 +57,8 @@ class TrainResult:
     rows_per_s
         Training rows a second, over the steps of this process; NaN where it took none.
     n_dead
-        Features that did not fire on the last `dead_after_rows` training rows; 0 in a run of no more rows than that.
+        Features that did not fire on the last `dead_after_rows` training rows; 0 in a run of no more rows than that,
+        None where a finished run has lost its metrics.
     missed_target
         What to tell the user where a target L0 was not held; None where it was, or none was asked for.
     """
@@ -69,7 +70,7 @@ class TrainResult:
     steps: int
     rows: int
     passes: float
-    n_dead: int
+    n_dead: int | None
     dead_after_rows: int
     held_out: ReconstructionResult | None
     seconds: float
@@ -177,7 +178,7 @@ class Member:
         if self._ranks.rank == 0:
             checkpoint = newest_checkpoint(self.run.path / CHECKPOINT)
             if checkpoint is not None:
-                load_checkpoint(checkpoint, state)
+                load_checkpoint(checkpoint, state, options.steps)
             else:
                 self._fit_to_data(state.sae)
         state.take_first(self._ranks)

@@ -203,7 +203,7 @@ def open_run(path: Path | str) -> Run:
             ) from None
         raise StoreError(f"{path} is not a run directory: it holds no {CONFIG} (`train STORE RUN`).") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DamagedStoreError(f"{path / CONFIG} is damaged: {error}") from error
+        raise _damaged(path, str(error)) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise StoreError(f"{path / CONFIG} is not the configuration of a run.")
     if config.get("format_version") != FORMAT_VERSION:
@@ -223,7 +223,23 @@ def _require_whole(path: Path, config: Mapping[str, Any]) -> None:
             named |= {f"{part}.{name}": value for name, value in config[part].items()}
     for name, kind in fields.items():
         if not isinstance(named.get(name), kind):
-            raise DamagedStoreError(f"{path / CONFIG} is damaged: {name} is {named.get(name)!r}.")
+            raise _damaged(path, f"{name} is {named.get(name)!r}")
+    try:
+        for name in ("site", "target_site"):
+            if config.get(name) is not None:
+                Site.parse(config[name])
+        if "loading" in fields:
+            LoadingPlan.from_json(config["loading"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, f"{error}") from error
+    if "store" in config and config["store"]["n_parts"] < 1:
+        raise _damaged(path, f"store.n_parts is {config['store']['n_parts']}")
+
+
+def _damaged(path: Path, reason: str) -> StoreError:
+    return DamagedStoreError(
+        f"{path / CONFIG} is damaged: {reason}. Restore it from a copy, or remove {path} and make it anew."
+    )
 
 
 def make_folder(path: Path) -> None:
@@ -272,9 +288,8 @@ def remove(path: Path) -> None:
 def check_same(path: Path, name: str, given: object, started: object) -> None:
     """Raise `StoreError` where an option that changes weights differs from the run's."""
     if name not in FREE_ON_RESUME and given != started:
-        raise StoreError(
-            f"{path} was started with {name} = {started}, not {given}: resume without it, or choose another RUN."
-        )
+        was = f"without {name}, not with" if started is None else f"with {name} = {started}, not"
+        raise StoreError(f"{path} was started {was} {given}: resume without it, or choose another RUN.")
 
 
 class RunLog:

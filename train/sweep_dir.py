@@ -92,7 +92,7 @@ def open_sweep(path: Path | str) -> Sweep:
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path} is not a sweep: it holds no {SWEEP} (`train STORE RUN --k 16,32`).") from None
     except ValueError as error:
-        raise DamagedStoreError(f"{path / SWEEP} is damaged: {error}") from error
+        raise _damaged(path, str(error)) from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise StoreError(f"{path / SWEEP} is not the record of a sweep.")
     if record.get("format_version") != FORMAT_VERSION:
@@ -109,7 +109,13 @@ def open_sweep(path: Path | str) -> Sweep:
         )
         return Sweep(path, str(record["store"]), dict(record["given"]), members)
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedStoreError(f"{path / SWEEP} is damaged: {error!r}") from error
+        raise _damaged(path, repr(error)) from error
+
+
+def _damaged(path: Path, reason: str) -> StoreError:
+    return DamagedStoreError(
+        f"{path / SWEEP} is damaged: {reason}. Restore it from a copy; each run in {path} is whole by itself."
+    )
 
 
 def _folder_name(name: Any) -> str:

@@ -258,13 +258,13 @@ def test_options_to_resume_with_are_the_runs_own_and_what_is_given(small_store, 
     with pytest.raises(TrainingStopped):
         train(TOPK, small_store, tmp_path / "run", StopAt(3))
     assert resumed_options(tmp_path / "run", {"k": 4, "log_every": 3}) == replace(TOPK, log_every=3)
-    with pytest.raises(StoreError, match=r"started with recipe = None, not post-2024"):
+    with pytest.raises(StoreError, match=r"started without recipe, not with post-2024"):
         train(resumed_options(tmp_path / "run", {"recipe": "post-2024"}), small_store, tmp_path / "run", resume=True)
 
 
 def test_a_store_of_several_layers_wants_one_named(make_store, tmp_path):
     made = make_store(200, 8, sites=(Site(1), Site(2)))
-    with pytest.raises(StoreError, match=r"several sites.*layer 1 \(0-based\).*--layer"):
+    with pytest.raises(StoreError, match=r"several sites.*layer 1 \(0-based\).*: say which with --layer\."):
         train(TOPK, made.path, tmp_path / "run")
     with pytest.raises(StoreError, match="does not hold the site asked for"):
         train(replace(TOPK, layer=7), made.path, tmp_path / "run")
