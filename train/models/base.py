@@ -24,6 +24,7 @@ from ...store.files import write_atomically
 from ..entries import Entries
 from ..features import SparseFeatures
 from ..objective import Block, Objective, Scored
+from ..tiles import Tile, Tiles, exact_tiles
 
 FORMAT = "thresher-sae"
 FORMAT_VERSION = 1
@@ -174,10 +175,6 @@ class SparseAutoencoder(ABC):
         """Feature activations (n, d_sae) from pre-activations (n, d_sae), which may be overwritten."""
 
     @abstractmethod
-    def encode_sparse(self, x: Tensor, *, tile: int = 4096) -> SparseFeatures:
-        """`encode` without zeros and without an (n, d_sae) buffer: `tile` features at a time."""
-
-    @abstractmethod
     def training_entries(self, pre: Tensor, objective: Objective) -> tuple[Entries, Tensor]:
         """The entries that a training step touches, and their numbers for `score`.
 
@@ -244,6 +241,19 @@ class SparseAutoencoder(ABC):
         """Feature activations `(n, d_sae)` of activations `(n, d_in)`."""
         return self.select(torch.addmm(self.b_enc, self.centred(self.scale(x)), self.encoder.T))
 
+    def encode_sparse(self, x: Tensor, *, tile: int = 4096, tiles: Tiles | None = None) -> SparseFeatures:
+        """`encode` without zeros; holds one `(n, tile)` buffer.
+
+        Parameters
+        ----------
+        tile
+            Features whose pre-activations are held at a time.
+        tiles
+            How they are computed, made for this SAE; by default in the type of the weights.
+        """
+        found = [each.above() for each in self.active_tiles(x, tile, tiles)]
+        return SparseFeatures.from_tiles(found, len(x), self.d_sae)
+
     def decode(self, f: Tensor, x: Tensor | None = None) -> Tensor:
         """Reconstruction `(n, d_out)` from feature activations `(n, d_sae)`; for `x` see `unscale`."""
         return self.unscale(torch.addmm(self.b_dec, f, self.decoder), x)
@@ -256,25 +266,15 @@ class SparseAutoencoder(ABC):
         """Reconstruction `(n, d_in)` of activations `(n, d_in)`."""
         return self.decode(self.encode(x), x)
 
-    def pre_activation_tiles(self, x: Tensor, tile: int) -> Iterator[tuple[int, Tensor]]:
-        """First feature and pre-activations `(n, <= tile)` of each run of `tile` features."""
+    def floor(self) -> Tensor | None:
+        """`(d_sae,)`: what a feature's pre-activation must exceed to be active, at least 0; None where that is 0."""
+        return None
+
+    def active_tiles(self, x: Tensor, tile: int, tiles: Tiles | None) -> Iterator[Tile]:
+        """Pre-activations `(n, <= tile)` of each run of `tile` features; `tiles` makes them where given."""
         if tile < 1:
             raise ValueError(f"tile {tile} must be at least 1 feature")
-        centred = self.centred(self.scale(x))
-        for start in range(0, self.d_sae, tile):
-            stop = start + tile
-            yield start, torch.addmm(self.b_enc[start:stop], centred, self.encoder[start:stop].T)
-
-    def sparse_above(self, x: Tensor, threshold: Tensor | None, tile: int) -> SparseFeatures:
-        """The pre-activations above a threshold, `(d_sae,)` or 0-d, and above zero; holds one `(n, tile)` buffer."""
-        tiles = []
-        for start, pre in self.pre_activation_tiles(x, tile):
-            is_active = pre > 0
-            if threshold is not None:
-                is_active &= pre > (threshold[start : start + tile] if threshold.ndim else threshold)
-            row, feature = is_active.nonzero(as_tuple=True)
-            tiles.append((row, feature + start, pre[row, feature]))
-        return SparseFeatures.from_tiles(tiles, len(x), self.d_sae)
+        return (tiles or exact_tiles(self)).of(self.centred(self.scale(x)), tile)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and scaling by their published names, W_enc `(d_in, d_sae)`."""
@@ -367,7 +367,13 @@ def load_sae(path: Path | str, device: torch.device | str = "cpu") -> SparseAuto
 
 
 def _why_no_weights(run_path: Path) -> str:
-    if (run_path / "config.json").exists():
+    config = run_path / "config.json"
+    if config.exists():
+        if _is_imported(config):
+            return (
+                f"{run_path} holds no sae.safetensors: its import did not finish. Give the same `import` again with "
+                "--overwrite."
+            )
         return f"{run_path} holds no sae.safetensors: its training did not finish. Go on with `train --resume`."
     return f"{run_path} is not a run directory: it holds neither config.json nor sae.safetensors."
 
@@ -381,3 +387,10 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return metadata, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise StoreError(f"{path} cannot be read as safetensors ({error}): it is damaged or another format.") from error
+
+
+def _is_imported(config: Path) -> bool:
+    try:
+        return "imported" in json.loads(config.read_bytes())
+    except (ValueError, TypeError):
+        return False

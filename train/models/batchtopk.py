@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..entries import Entries, PairEntries
-from ..features import SparseFeatures
 from ..objective import Block, Objective, Scored
 from ..sparse import ActivePairs
 from .base import SparseAutoencoder
@@ -60,9 +59,9 @@ class BatchTopKSae(SparseAutoencoder):
         """Feature activations from pre-activations `(n, d_sae)`."""
         return torch.where(pre > self.threshold.clamp(min=0), pre, 0.0)
 
-    def encode_sparse(self, x: Tensor, *, tile: int = 4096) -> SparseFeatures:
-        """`encode` without zeros; holds one `(n, tile)` buffer."""
-        return self.sparse_above(x, self.threshold.squeeze(0), tile)
+    def floor(self) -> Tensor:
+        """`(d_sae,)`: the threshold, of every feature."""
+        return self.threshold.clamp(min=0).expand(self.d_sae)
 
     def batch_candidates(self, pre: Tensor, n_total: int) -> ActivePairs:
         """The pairs of some rows that may be among the n_total k largest of their batch, in order of row."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..entries import Entries, active_entries
 from ..features import SparseFeatures
 from ..objective import Block, Objective, Scored
+from ..tiles import Tiles
 from .base import SparseAutoencoder
 
 
@@ -43,17 +44,15 @@ class GatedSae(SparseAutoencoder):
         magnitude = (pre - self.b_enc) * self.r_mag.exp() + self.b_mag
         return torch.where(pre > 0, magnitude.relu(), 0.0)
 
-    def encode_sparse(self, x: Tensor, *, tile: int = 4096) -> SparseFeatures:
+    def encode_sparse(self, x: Tensor, *, tile: int = 4096, tiles: Tiles | None = None) -> SparseFeatures:
         """`encode` without zeros; holds one `(n, tile)` buffer."""
-        tiles = []
-        for start, gate in self.pre_activation_tiles(x, tile):
-            row, feature = (gate > 0).nonzero(as_tuple=True)
-            encoded = gate[row, feature]
-            feature = feature + start
-            value = (encoded - self.b_enc[feature]) * self.r_mag.exp()[feature] + self.b_mag[feature]
+        found, gain = [], self.r_mag.exp()
+        for each in self.active_tiles(x, tile, tiles):
+            row, feature, gate = each.above()
+            value = (gate - self.b_enc[feature]) * gain[feature] + self.b_mag[feature]
             kept = value > 0
-            tiles.append((row[kept], feature[kept], value[kept]))
-        return SparseFeatures.from_tiles(tiles, len(x), self.d_sae)
+            found.append((row[kept], feature[kept], value[kept]))
+        return SparseFeatures.from_tiles(found, len(x), self.d_sae)
 
     def training_entries(self, pre: Tensor, objective: Objective) -> tuple[Entries, Tensor]:
         """The entries whose gate is open, and by how much; `pre` is overwritten."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..entries import SPARSE_BELOW, AllEntries, Entries, PairEntries, active_share
-from ..features import SparseFeatures
 from ..objective import Block, Objective, Scored
 from ..sparse import ActivePairs
 from .base import SparseAutoencoder
@@ -52,9 +51,9 @@ class JumpReluSae(SparseAutoencoder):
         """Feature activations from pre-activations `(n, d_sae)`."""
         return torch.where(pre > self.threshold, pre, 0.0)
 
-    def encode_sparse(self, x: Tensor, *, tile: int = 4096) -> SparseFeatures:
-        """`encode` without zeros; holds one `(n, tile)` buffer."""
-        return self.sparse_above(x, self.threshold, tile)
+    def floor(self) -> Tensor:
+        """`(d_sae,)`: the thresholds."""
+        return self.threshold
 
     def training_entries(self, pre: Tensor, objective: Objective) -> tuple[Entries, Tensor]:
         """The entries that are active or near their threshold, and their pre-activations."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..entries import Entries, active_entries
-from ..features import SparseFeatures
 from ..objective import Block, Objective, Scored
 from .base import SparseAutoencoder
 
@@ -27,10 +26,6 @@ class ReluSae(SparseAutoencoder):
     def select(self, pre: Tensor) -> Tensor:
         """Feature activations from pre-activations `(n, d_sae)`."""
         return pre.relu()
-
-    def encode_sparse(self, x: Tensor, *, tile: int = 4096) -> SparseFeatures:
-        """`encode` without zeros; holds one `(n, tile)` buffer."""
-        return self.sparse_above(x, None, tile)
 
     def training_entries(self, pre: Tensor, objective: Objective) -> tuple[Entries, Tensor]:
         """The active entries and their activations; `pre` is overwritten."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..entries import Entries, fixed_entries
 from ..features import SparseFeatures
 from ..objective import Block, Objective, Scored
+from ..tiles import Tiles
 from .base import SparseAutoencoder
 
 
@@ -38,23 +39,31 @@ class TopKSae(SparseAutoencoder):
         value, feature = largest(pre, self.k)
         return torch.zeros_like(pre).scatter_(1, feature, value.relu())
 
-    def encode_sparse(self, x: Tensor, *, tile: int = 4096) -> SparseFeatures:
-        """`encode` without zeros; holds one `(n, tile)` buffer and two `(n, k)` sets of candidates."""
-        value: Tensor | None = None
-        for start, pre in self.pre_activation_tiles(x, tile):
-            here, position = largest(pre, min(self.k, pre.shape[1]))
-            if value is None:
-                value, feature = here, position
-                continue
-            # Candidates stand in order of feature, those of earlier tiles first: `largest` then breaks ties the same
-            # way here as over all features at once.
-            value, feature = torch.cat([value, here], 1), torch.cat([feature, position + start], 1)
-            if value.shape[1] > self.k:
-                value, column = largest(value, self.k)
-                feature = feature.gather(1, column)
-        assert value is not None  # d_sae >= 1
-        row, column = (value > 0).nonzero(as_tuple=True)
-        return SparseFeatures.from_tiles([(row, feature[row, column], value[row, column])], len(x), self.d_sae)
+    def encode_sparse(self, x: Tensor, *, tile: int = 4096, tiles: Tiles | None = None) -> SparseFeatures:
+        """`encode` without zeros; holds one `(n, tile)` buffer.
+
+        What k earlier features reach, a later one has to exceed: after the first tile few pre-activations do, and only
+        those are sorted.
+        """
+        found, n_found, bound = [], 0, x.new_zeros(len(x), 1, dtype=self.dtype, device=self.device)
+        most = torch.zeros(len(x), dtype=torch.int64, device=self.device)  # (n,): candidates of each row
+        for each in self.active_tiles(x, tile, tiles):
+            if each.start == 0 and each.width >= self.k:
+                bound = each.kth_largest(self.k).clamp_(min=0)
+                # Of this tile, those that tie with the k-th are still candidates.
+                here = each.above(torch.nextafter(bound, torch.full_like(bound, -1.0)).clamp_(min=0))
+            else:
+                here = each.above(bound)
+            found.append(here)
+            n_found += len(here[0])
+            most += torch.bincount(here[0], minlength=len(x))
+            if n_found > _CANDIDATES * self.k * len(x) or (len(x) and int(most.max()) > max(tile, 2 * self.k)):
+                kept = keep_largest(SparseFeatures.from_tiles(found, len(x), self.d_sae), self.k)
+                most, rows = kept.indptr.diff(), kept.rows()
+                is_full = most == self.k
+                bound[is_full] = kept.value[is_full[rows]].view(-1, self.k).amin(1, keepdim=True)
+                found, n_found = [(rows, kept.index, kept.value)], len(rows)
+        return keep_largest(SparseFeatures.from_tiles(found, len(x), self.d_sae), self.k)
 
     def training_entries(self, pre: Tensor, objective: Objective) -> tuple[Entries, Tensor]:
         """The k largest entries of each row and their activations, which may be zero."""
@@ -86,6 +95,24 @@ def score_selected(sae: SparseAutoencoder, entries: Entries, f: Tensor, block: B
         f=f,
         residual=residual,
     )
+
+
+_CANDIDATES = 3  # times k a row, before the largest of them are found: their number grows as the logarithm of d_sae
+
+
+def keep_largest(f: SparseFeatures, k: int) -> SparseFeatures:
+    """The k largest entries of each row; ties go to the lower features."""
+    counts = f.indptr.diff()
+    width = int(counts.max()) if len(counts) else 0
+    if width <= k:
+        return f
+    padded = f.value.new_full((f.n_rows, width), -torch.inf)
+    padded[torch.arange(width, device=counts.device) < counts[:, None]] = f.value  # in order of row, then feature
+    value, column = largest(padded, k)
+    kept = value > -torch.inf  # (n, k)
+    indptr = f.indptr.new_zeros(f.n_rows + 1)
+    torch.cumsum(kept.sum(1), 0, out=indptr[1:])
+    return SparseFeatures(indptr, f.index[(f.indptr[:-1, None] + column)[kept]], value[kept], f.d_sae)
 
 
 _GROUP = 8  # columns: three quarters of the time at 16,384 features, half at 65,536
