@@ -10,7 +10,9 @@ from . import results
 from ._version import __version__
 from .align_command import align
 from .analysis.options import EncodeOptions, StatsOptions
+from .attributes_command import attributes
 from .command import FolderPath, GroupedCommand, StorePlace, echo, edge, given, given_values, options_of, to_json
+from .compare_command import compare
 from .harvest.options import HarvestOptions
 from .progress import ConsoleReporter
 from .train.interchange_options import ExportOptions, ImportOptions, PullOptions, PushOptions
@@ -418,6 +420,10 @@ def doctor(as_json: bool) -> None:
 
 
 main.add_command(align)
+
+main.add_command(attributes)
+main.add_command(compare)
+
 
 if __name__ == "__main__":
     main()

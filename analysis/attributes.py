@@ -7,15 +7,39 @@ photographers) and scored on the other half, so that no two images of one group 
 2 TP / (predicted + actual) for the prediction "activation > threshold".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .sorted_runs import count_at_least, feature_runs, first_of_largest, ranges, rank_in_run, threshold_below
+
 PRECISION_AT = 20
 _PAIRS_AT_ONCE = 4_000_000  # (activation, attribute of its row) pairs in memory: about 200 MB
+
+
+Entries = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+"""Row, feature and value of activations above 0, each `(nnz,)`, in any order."""
+
+
+class FeatureSource(Protocol):
+    """Activations of n rows that are read some features at a time."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows."""
+
+    @property
+    def n_features(self) -> int:
+        """Features."""
+
+    def blocks(self) -> Iterator[Entries]:
+        """Every activation above 0: each block has all of some features, which rise from block to block."""
+
+    def of_features(self, features: NDArray[np.int64]) -> Entries:
+        """Every activation above 0 of some features."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +84,15 @@ class SparseActivations:
     def row(self) -> NDArray[np.int64]:
         """`(nnz,)`: the row of each activation."""
         return np.repeat(np.arange(self.n_rows), np.diff(self.indptr))
+
+    def blocks(self) -> Iterator[Entries]:
+        """All of it as one block."""
+        yield self.row, self.index, self.value
+
+    def of_features(self, features: NDArray[np.int64]) -> Entries:
+        """Every activation above 0 of some features."""
+        kept = np.isin(self.index, features)
+        return self.row[kept], self.index[kept], self.value[kept]
 
 
 @dataclass(frozen=True)
@@ -160,7 +193,7 @@ def split_groups(groups: ArrayLike, seed: int = 0) -> NDArray[np.bool_]:
 
 
 def score_attributes(
-    features: SparseActivations, has: NDArray[np.bool_], is_fit: NDArray[np.bool_], *, min_scored: int = 10
+    features: FeatureSource, has: NDArray[np.bool_], is_fit: NDArray[np.bool_], *, min_scored: int = 10
 ) -> AttributeScores:
     """Find the best single feature of each attribute on some rows and score it on the others.
 
@@ -187,69 +220,111 @@ def score_attributes(
     if has.ndim != 2 or len(has) != n or is_fit.shape != (n,):
         raise ValueError(f"has {has.shape} and is_fit {is_fit.shape} do not fit activations of {n} rows")
     n_fit, n_scored = has[is_fit].sum(0, dtype=np.int64), has[~is_fit].sum(0, dtype=np.int64)
-    feature, threshold, fit_f1 = _choose(features, has, is_fit, n_fit)
-    f1, precision = _score(features, has, ~is_fit, feature, threshold)
+    best = _choose(features, has, is_fit, n_fit)
+    f1, precision = _score(features, has, ~is_fit, best)
     f1[n_scored < min_scored] = np.nan
     precision[n_scored < min_scored] = np.nan
-    return AttributeScores(feature, threshold, fit_f1, f1, precision, n_fit, n_scored)
+    return AttributeScores(best.feature, best.threshold, best.f1, f1, precision, n_fit, n_scored)
+
+
+@dataclass
+class _Best:
+    """The best fit of each attribute so far."""
+
+    feature: NDArray[np.int64]
+    threshold: NDArray[np.float64]
+    f1: NDArray[np.float64]
 
 
 def _choose(
-    features: SparseActivations, has: NDArray[np.bool_], is_fit: NDArray[np.bool_], n_fit: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    features: FeatureSource, has: NDArray[np.bool_], is_fit: NDArray[np.bool_], n_fit: NDArray[np.int64]
+) -> _Best:
     """The feature, threshold and F1 of the best fit of each attribute."""
     n_attributes = has.shape[1]
-    best_f1 = np.zeros(n_attributes)
-    best_feature = np.full(n_attributes, -1, np.int64)
-    best_threshold = np.zeros(n_attributes)
-    entries = is_fit[features.row]
-    row, index, value = features.row[entries], features.index[entries], features.value[entries]
-    order = np.lexsort((row, -value, index))  # by feature, falling activation, then row
-    row, index, value = row[order], index[order], value[order]
+    best = _Best(np.full(n_attributes, -1, np.int64), np.zeros(n_attributes), np.zeros(n_attributes))
     attribute_start, attribute = _attributes_by_row(has)
-    n_pairs = np.diff(attribute_start)[row]
-    for first, last in _feature_runs(index, n_pairs, _PAIRS_AT_ONCE):
-        n_predicted = _count_at_least(index[first:last], value[first:last])
-        entry = np.repeat(np.arange(last - first), n_pairs[first:last])
-        pair_attribute = attribute[_ranges(attribute_start[row[first:last]], n_pairs[first:last])]
-        # Sorted by attribute and, within it, by feature and falling activation: the i-th pair of a (feature, attribute)
-        # has i true positives at its own activation as the threshold. Only cuts at a hit can be best: one below it
-        # predicts more rows for the same hits.
-        by_attribute = np.argsort(pair_attribute, kind="stable")
-        entry, pair_attribute = entry[by_attribute], pair_attribute[by_attribute]
-        hits = _rank_in_run(pair_attribute * features.n_features + index[first:last][entry])
-        f1 = 2 * hits / (n_predicted[entry] + n_fit[pair_attribute])
-        place = _first_of_largest(f1, pair_attribute)
-        for pair in place.tolist():
-            column, at = int(pair_attribute[pair]), first + int(entry[pair])
-            if f1[pair] > best_f1[column]:  # features come in rising order: an equal one of a later run is higher
-                best_f1[column], best_feature[column] = f1[pair], index[at]
-                best_threshold[column] = _threshold_below(index, value, at)
-    return best_feature, best_threshold, best_f1
+    for row, index, value in features.blocks():
+        entries = is_fit[row]
+        row, index, value = row[entries], index[entries], value[entries]
+        order = np.lexsort((row, -value, index))  # by feature, falling activation, then row
+        row, index, value = row[order], index[order], value[order]
+        n_pairs = np.diff(attribute_start)[row]
+        for first, last in feature_runs(index, n_pairs, _PAIRS_AT_ONCE):
+            entry = np.repeat(np.arange(last - first), n_pairs[first:last])
+            pair_attribute = attribute[ranges(attribute_start[row[first:last]], n_pairs[first:last])]
+            _improve(best, index[first:last], value[first:last], entry, pair_attribute, n_fit, features.n_features)
+    return best
+
+
+def _improve(
+    best: _Best,
+    index: NDArray[np.int64],
+    value: NDArray[np.float32],
+    entry: NDArray[np.int64],
+    pair_attribute: NDArray[np.int64],
+    n_fit: NDArray[np.int64],
+    n_features: int,
+) -> None:
+    """Take what is better among some whole features, sorted by feature and falling activation.
+
+    Parameters
+    ----------
+    entry, pair_attribute
+        Each (activation, attribute of its row).
+    """
+    n_predicted = count_at_least(index, value)
+    # Sorted by attribute and, within it, by feature and falling activation: the i-th pair of a (feature, attribute)
+    # has i true positives at its own activation as the threshold. Only cuts at a hit can be best: one below it
+    # predicts more rows for the same hits.
+    by_attribute = np.argsort(pair_attribute, kind="stable")
+    entry, pair_attribute = entry[by_attribute], pair_attribute[by_attribute]
+    hits = rank_in_run(pair_attribute * n_features + index[entry])
+    f1 = 2 * hits / (n_predicted[entry] + n_fit[pair_attribute])
+    for pair in first_of_largest(f1, pair_attribute).tolist():
+        column, at = int(pair_attribute[pair]), int(entry[pair])
+        if f1[pair] > best.f1[column]:  # features come in rising order: an equal one of a later run is higher
+            best.f1[column], best.feature[column] = f1[pair], index[at]
+            best.threshold[column] = threshold_below(index, value, at)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The activations of the one feature chosen for an attribute, on the rows that it is scored on, falling."""
+
+    row: NDArray[np.int64]
+    """Of equal activations the lower row first."""
+    is_hit: NDArray[np.bool_]
+    """Whether the row has the attribute."""
+    n_predicted: int
+    """The first so many are above the threshold."""
+
+
+def predictions(
+    features: FeatureSource, has: NDArray[np.bool_], is_scored: NDArray[np.bool_], best: "_Best | AttributeScores"
+) -> Iterator[tuple[int, Prediction]]:
+    """The predictions of the chosen features on the rows `is_scored`, for each attribute that has a feature."""
+    row, index, value = features.of_features(np.unique(best.feature[best.feature >= 0]))
+    scored = is_scored[row]
+    row, index, value = row[scored], index[scored], value[scored]
+    order = np.lexsort((row, -value, index))
+    row, index, value = row[order], index[order], value[order]
+    for column in np.flatnonzero(best.feature >= 0).tolist():
+        of = slice(*np.searchsorted(index, [best.feature[column], best.feature[column] + 1]).tolist())
+        n_predicted = int((value[of] > best.threshold[column]).sum())
+        yield column, Prediction(row[of], has[row[of], column], n_predicted)
 
 
 def _score(
-    features: SparseActivations,
-    has: NDArray[np.bool_],
-    is_scored: NDArray[np.bool_],
-    feature: NDArray[np.int64],
-    threshold: NDArray[np.float64],
+    features: FeatureSource, has: NDArray[np.bool_], is_scored: NDArray[np.bool_], best: _Best
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """F1 and precision at 20 of one feature and threshold an attribute, on the rows `is_scored`."""
     f1, precision = np.zeros(has.shape[1]), np.zeros(has.shape[1])
-    entries = np.flatnonzero(is_scored[features.row])
-    order = entries[np.argsort(features.index[entries], kind="stable")]
-    row, value = features.row[order], features.value[order]
-    start = np.searchsorted(features.index[order], np.arange(features.n_features + 1))
-    for column in np.flatnonzero(feature >= 0).tolist():
-        of = slice(int(start[feature[column]]), int(start[feature[column] + 1]))
-        is_hit, activation = has[row[of], column], value[of]
-        predicted = activation > threshold[column]
-        actual = int(has[is_scored, column].sum())
-        if predicted.any() or actual:
-            f1[column] = 2 * int(is_hit[predicted].sum()) / (int(predicted.sum()) + actual)
-        top = np.argsort(-activation, kind="stable")[:PRECISION_AT]  # of equal ones the lower row, as entries stand
-        precision[column] = int(is_hit[top].sum()) / PRECISION_AT
+    n_actual = has[is_scored].sum(0)
+    for column, found in predictions(features, has, is_scored, best):
+        if found.n_predicted or n_actual[column]:
+            true_positives = int(found.is_hit[: found.n_predicted].sum())
+            f1[column] = 2 * true_positives / (found.n_predicted + int(n_actual[column]))
+        precision[column] = int(found.is_hit[:PRECISION_AT].sum()) / PRECISION_AT
     return f1, precision
 
 
@@ -260,66 +335,6 @@ def _attributes_by_row(has: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArr
     return start.astype(np.int64), attribute.astype(np.int64)
 
 
-def _feature_runs(index: NDArray[np.int64], n_pairs: NDArray[np.int64], at_once: int) -> list[tuple[int, int]]:
-    """Cut entries sorted by feature into runs of whole features of about `at_once` pairs each."""
-    if not len(index):
-        return []
-    starts = np.concatenate(([0], np.flatnonzero(np.diff(index)) + 1, [len(index)]))
-    pairs_before = np.concatenate(([0], np.cumsum(n_pairs)))[starts]
-    runs, first = [], 0
-    while first < len(starts) - 1:
-        last = int(np.searchsorted(pairs_before, pairs_before[first] + at_once, "right")) - 1
-        last = min(max(last, first + 1), len(starts) - 1)
-        runs.append((int(starts[first]), int(starts[last])))
-        first = last
-    return runs
-
-
-def _count_at_least(index: NDArray[np.int64], value: NDArray[np.float32]) -> NDArray[np.int64]:
-    """For each entry, how many of its feature's entries are at least as large; sorted by feature, falling value."""
-    n = len(index)
-    is_last = np.ones(n, np.bool_)  # of equal activations of a feature
-    is_last[:-1] = (np.diff(index) != 0) | (np.diff(value) != 0)
-    last = np.flatnonzero(is_last)
-    last_of_entry = last[np.searchsorted(last, np.arange(n))]
-    feature_start = np.searchsorted(index, index)
-    return last_of_entry + 1 - feature_start
-
-
-def _ranges(start: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers `start[i]` to `start[i] + length[i]`, one range after the other."""
-    before = np.cumsum(length) - length
-    return np.repeat(start - before, length) + np.arange(int(length.sum()))
-
-
-def _rank_in_run(key: NDArray[np.int64]) -> NDArray[np.int64]:
-    """1, 2, 3, ... within each run of equal keys."""
-    at = np.arange(len(key))
-    is_first = np.ones(len(key), np.bool_)
-    is_first[1:] = np.diff(key) != 0
-    return at - np.maximum.accumulate(np.where(is_first, at, 0)) + 1
-
-
-def _first_of_largest(score: NDArray[np.float64], segment: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each run of equal `segment`, where its largest score first stands."""
-    if not len(segment):
-        return np.zeros(0, np.int64)
-    starts = np.concatenate(([0], np.flatnonzero(np.diff(segment)) + 1))
-    largest = np.maximum.reduceat(score, starts)
-    is_largest = np.flatnonzero(score == np.repeat(largest, np.diff(np.append(starts, len(segment)))))
-    return is_largest[np.searchsorted(is_largest, starts)]
-
-
-def _threshold_below(index: NDArray[np.int64], value: NDArray[np.float32], at: int) -> float:
-    """Halfway from an entry's activation to the next lower one of its feature; 0 when there is none."""
-    below = at + 1
-    while below < len(index) and index[below] == index[at] and value[below] == value[at]:
-        below += 1
-    if below == len(index) or index[below] != index[at]:
-        return 0.0
-    return (float(value[at]) + float(value[below])) / 2
-
-
 def emoji_attributes(metadata: Sequence[Mapping[str, Any]]) -> Attributes:
     """The attributes of the embedded pictures: subgroup, group, skin tone, vendor and the caption's words.
 
@@ -328,18 +343,18 @@ def emoji_attributes(metadata: Sequence[Mapping[str, Any]]) -> Attributes:
     metadata
         Of each row, as the pictures' JSON has it.
     """
-    return Attributes.of_columns(
-        [
-            {
-                "subgroup": said["label"],
-                "group": said["group"],
-                "tone": str(said["tone"]),
-                "vendor": said["vendor"],
-                "word": [word for word in _words(said["caption"]) if len(word) > 2],
-            }
-            for said in metadata
-        ]
-    )
+    return Attributes.of_columns([emoji_values(said) for said in metadata])
+
+
+def emoji_values(said: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The values of one of the embedded pictures, by kind."""
+    return {
+        "subgroup": [said["label"]],
+        "group": [said["group"]],
+        "tone": [str(said["tone"])],
+        "vendor": [said["vendor"]],
+        "word": [word for word in _words(said["caption"]) if len(word) > 2],
+    }
 
 
 def _words(caption: str) -> list[str]:

@@ -188,10 +188,10 @@ class FeatureActivations:
         """Activations of the features `[first, stop)` by feature: indptr from 0, row (ascending), value."""
         if not 0 <= first <= stop <= self.d_sae:
             raise ValueError(f"features {first} to {stop} are not within the {self.d_sae} of {self.path}")
-        indptr = self._read("by_feature/indptr", first, stop + 1).astype(np.int64)
+        indptr: NDArray[np.int64] = self._read("by_feature/indptr", first, stop + 1).astype(np.int64)
         start, end = int(indptr[0]), int(indptr[-1])
         row = self._read("by_feature/row", start, end).astype(np.int64)
-        return indptr - start, row, self._read("by_feature/value", start, end)
+        return np.subtract(indptr, start), row, self._read("by_feature/value", start, end)
 
     def feature_ranges(self, range_bytes: int, most_features: int) -> list[tuple[int, int]]:
         """Cut the features into ranges of at most some `range_bytes` of entries, or one feature that has more."""
@@ -209,7 +209,7 @@ class FeatureActivations:
         indptr = self._read("by_feature/indptr", first, last + 1).astype(np.int64)
         start, stop = int(indptr[0]), int(indptr[-1])
         row = self._read("by_feature/row", start, stop).astype(np.int64)
-        return indptr - start, row, self._read("by_feature/value", start, stop)
+        return np.subtract(indptr, start), row, self._read("by_feature/value", start, stop)
 
     def l0(self, start: int, stop: int) -> NDArray[np.int64]:
         """Number of features > 0 on each of the rows `[start, stop)`."""
@@ -222,7 +222,8 @@ class FeatureActivations:
 
     def row_counts(self, start: int, stop: int) -> NDArray[np.int64]:
         """Number of features > 0 on each row `[start, stop)`."""
-        return np.diff(self._read("indptr", start, stop + 1).astype(np.int64))
+        edges = self._read("indptr", start, stop + 1).astype(np.int64)
+        return edges[1:] - edges[:-1]
 
     def row_numbers(self, name: str, start: int, stop: int) -> Array:
         """One number a row, `[start, stop)`: `split`, `valid`, `label`, `x_norm`, `sse` or `cosine`."""

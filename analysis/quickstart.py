@@ -27,8 +27,9 @@ from ..store.errors import StoreError
 from ..store.files import write_atomically
 from ..store.reader import open_store
 from ..train.options import TrainOptions
+from .attribute_overviews import draw_overviews
 from .entropy import label_entropy
-from .known_attributes import draw_overviews, score_known_attributes
+from .known_attributes import score_known_attributes, write_attributes
 from .options import EncodeOptions, StatsOptions
 from .quickstart_result import QuickstartResult, SaeNumbers, Stage, format_result
 from .stored_statistics import STATS_JSON, StoredStatistics, open_statistics
@@ -129,6 +130,7 @@ def quickstart(options: QuickstartOptions | None = None, reporter: Reporter | No
         reporter.say("scoring how well single features know the attributes of the pictures")
         known = score_known_attributes(store, trained.run_path, control.run_path, options.seed)
         known.write(folder / ATTRIBUTES)
+        write_attributes(trained.run_path, known)
     statistics, of_control = open_statistics(trained.run_path), open_statistics(control.run_path)
     with _timed(stages, "overview sheets"):
         figures = trained.run_path / "figures"

@@ -41,6 +41,8 @@ RUN_FILES = (
     "stats.json",
     "evaluate.json",
     "alignment.zarr",
+    "attributes.json",
+    "attributes.tsv",
     "names.tsv",
     "visualisations",
     "figures",
