@@ -24,7 +24,7 @@ _BEST_SHOWN = 10
 @click.pass_context
 @edge
 def attributes(context: click.Context, run: Path, csv: Path, as_json: bool, quiet: bool, **_: Any) -> None:
-    """Score how well single features of RUN know the attributes in CSV.
+    """Score how well single features know the attributes in CSV.
 
     CSV has a line for each image, its key in the store, and a column for each kind of attribute: true/false, one
     value, or several with a separator. For each attribute the best feature and threshold are chosen on one half of

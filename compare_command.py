@@ -19,7 +19,7 @@ _NOTHING = "-"
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
 @edge
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Show the statistics of several RUNs, such as two expansions, in one table.
+    """Show the statistics of several RUNs in one table.
 
     L0, explained variance, dead features, the ultra-low-density cluster with its coherence, label entropy: what
     `thresher stats` wrote. A sweep stands for those of its runs that have statistics. (`thresher sweep` compares what
