@@ -19,7 +19,7 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):  # torch knows more, such as meta, which holds no numbers
-        raise ValueError(f"--device {name!r} is none of auto, cpu, cuda, cuda:N and mps")
+        raise ValueError(f"--device {name} is none of auto, cpu, cuda, cuda:N and mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; see `doctor`")
     if device.type == "mps" and not has_mps:

@@ -1,5 +1,6 @@
 """How the result of each command reads on a terminal."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -299,9 +300,9 @@ def _entropy(result: "StatsResult") -> str:
 def _quality(ev: float, energy: float, mse: float, normalized: float, l1: float) -> str:
     return table(
         [
-            ("explained variance", f"{ev:.4f} (of energy, uncentred: {energy:.4f})"),
-            ("MSE", f"{mse:.4g} (normalised by the row's norm: {normalized:.4g})"),
-            ("L1", f"{l1:.4g}"),
+            ("explained variance", f"{_share(ev)} (of energy, uncentred: {_share(energy)})"),
+            ("MSE", f"{_short(mse)} (normalised by the row's norm: {_short(normalized)})"),
+            ("L1", _short(l1)),
         ]
     )
 
@@ -317,5 +318,9 @@ def _interval(summary: dict[str, Any], name: str) -> str:
     return "" if found is None else f" (95 %: {_short(found[0])} to {_short(found[1])})"
 
 
+def _share(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else _short(value)  # a row of zeros or a huge one among few
+
+
 def _short(value: Any) -> str:
-    return "undefined" if value is None else f"{value:.4g}"
+    return "undefined" if value is None or math.isnan(value) else f"{value:.4g}"

@@ -189,6 +189,11 @@ class Member:
         options, source = self.options, self._source
         sample = self._loader.sample(SAMPLE_ROWS)
         x, y = sample[source.index], sample[source.target_index]
+        if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):  # one such row would spoil every other
+            raise StoreError(
+                f"{self.run.path}: not all of the {len(x):,} rows that the scaling is taken from are finite: check the "
+                "store with `verify`, or harvest it anew."
+            )
         mean, scale = input_scaling(x, options.normalize)
         sae.input_mean.copy_(mean)
         sae.input_scale.copy_(scale)
@@ -405,7 +410,7 @@ class Member:
         held_out = self.evaluate()
         self.stop_if_not_finite()
         self._stop_if_weights_are_not_finite()
-        missed = missed_target(self.run.path, options.target_l0, held_out)
+        missed = missed_target(self.run.path, options.variant, options.target_l0, held_out)
         if missed:
             self.log.say(f"warning: {missed}")
         self.log.say(f"finished {options.steps:,} steps")
@@ -439,11 +444,14 @@ class Member:
             self.log.close()
 
 
-def missed_target(run_path: Path, target: float | None, held_out: ReconstructionResult | None) -> str | None:
+def missed_target(
+    run_path: Path, variant: str, target: float | None, held_out: ReconstructionResult | None
+) -> str | None:
     """What to tell the user where the L0 on held-out rows is more than a tenth off its target; else None."""
     if target is None or held_out is None or abs(held_out.l0.mean / target - 1) <= _OFF_TARGET:
         return None
+    slow = " (JumpReLU can settle below a target: its thresholds fall slowly.)" if variant == "jumprelu" else ""
     return (
         f"{run_path}: --target-l0 {target:g} was not held, L0 is {held_out.l0.mean:.1f} on held-out rows: train on "
-        "more --rows, or with a higher --lr. (JumpReLU can settle below a target: its thresholds fall slowly.)"
+        f"more --rows, or with a higher --lr.{slow}"
     )

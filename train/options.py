@@ -187,6 +187,9 @@ class TrainOptions:
     overwrite: bool = option("Replace an existing run, or a sweep by a sweep.", default=False)
 
     def __post_init__(self) -> None:
+        for name in ("images", "wandb"):
+            value = getattr(self, name)
+            _require(value is None or value.strip() != "", name, repr(value), "is empty: name it, or leave it out")
         self._check_choices()
         for name in ("rows", "batch_size", "k", "groups", "log_every", "dead_after_rows", "resample_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
@@ -275,6 +278,9 @@ class TrainOptions:
         _require(d_sae >= 1, "expansion", self.expansion, f"leaves no feature at d_in = {d_in}")
         if "k" in options_of_variant(self.variant):
             _require(self.k <= d_sae, "k", self.k, f"exceeds the {d_sae} features (d_in {d_in} x --expansion)")
+        if self.target_l0 is not None:
+            few = f"exceeds the {d_sae} features (d_in {d_in} x --expansion)"
+            _require(self.target_l0 <= d_sae, "target_l0", self.target_l0, few)
         return d_sae
 
     def resolved_aux_k(self, d_in: int) -> int:

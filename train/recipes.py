@@ -73,6 +73,9 @@ def misplaced_options(options: TrainOptions, explicit: Mapping[str, Any]) -> dic
                 f"--{name.replace('_', '-')} {explicit[name]} goes with --dead-remedy {' or '.join(remedies)}, and "
                 f"this run has {options.resolved_dead_remedy}"
             )
+    for name in ("images_rows", "images_memory", "caption"):
+        if name in explicit and options.images is None:
+            reasons[name] = f"--{name.replace('_', '-')} {explicit[name]} goes with --images, and none are given"
     for name, value in explicit.items():
         if value is not False and options.variant not in VARIANTS_OF.get(name, (options.variant,)):
             reasons[name] = (

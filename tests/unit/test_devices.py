@@ -9,7 +9,7 @@ def test_a_device_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert choose_device("auto").type == "cpu"
     for name in ("cuda", "cuda:1", "mps", "abacus", "meta", "xpu"):
-        with pytest.raises(ValueError, match=f"--device '?{name}"):
+        with pytest.raises(ValueError, match=f"--device {name}"):
             choose_device(name)
 
 

@@ -8,7 +8,9 @@ from thresher.harvest.run import HarvestResult
 from thresher.store.format import Site
 from thresher.store.part_check import Problem
 from thresher.store.verify import VerifyReport, verify_store
+from thresher.train.l0 import L0Summary
 from thresher.train.loop import TrainResult
+from thresher.train.metrics import ReconstructionResult
 
 
 def trained(**changes) -> TrainResult:
@@ -38,6 +40,15 @@ def test_a_run_too_short_to_know_dead_features_says_so_and_not_zero(rows):
     text = results.of_training(trained(rows=rows, n_dead=0))
     assert "Dead: not known" in text
     assert "0 of 64" not in text
+
+
+def test_what_is_undefined_is_said_to_be_so_and_no_number_is_longer_than_a_word():
+    none = L0Summary(mean=0.0, median=0.0, p99=0.0, max=0)
+    numbers = ReconstructionResult(5, 0.0, float("nan"), float("nan"), -2.5e47, 0.0, none, none)
+    text = results.of_training(trained(held_out=numbers))
+    assert "explained variance  undefined (of energy, uncentred: -2.5e+47)" in text
+    assert "normalised by the row's norm: undefined" in text
+    assert "nan" not in text
 
 
 def harvested(**changes) -> HarvestResult:

@@ -343,6 +343,21 @@ def test_non_finite_rows_are_named(small_store, tmp_path, monkeypatch):
     assert "step-0000000028.safetensors" in str(caught.value)
 
 
+def test_rows_that_are_not_finite_are_blamed_where_the_scaling_is_taken_from_them(small_store, tmp_path, monkeypatch):
+    from thresher.train.loader import BatchLoader
+
+    sample = BatchLoader.sample
+
+    def corrupted(self, *given):
+        rows = sample(self, *given)
+        rows[0][5, 1] = float("inf")
+        return rows
+
+    monkeypatch.setattr(BatchLoader, "sample", corrupted)
+    with pytest.raises(StoreError, match=r"rows that the scaling is taken from are finite: check the store with `ver"):
+        train(TOPK, small_store, tmp_path / "run")
+
+
 def test_what_a_kill_left_in_the_checkpoint_folder_is_cleared_away(small_store, tmp_path):
     with pytest.raises(TrainingStopped):
         train(TOPK, small_store, tmp_path / "run", StopAt(10))

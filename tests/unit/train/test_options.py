@@ -50,6 +50,8 @@ def test_the_recipe_can_be_run_without_ghost_gradients_and_as_another_variant():
             "--aux 0.0 goes with --dead-remedy auxk or preact, and this run has ghost",
         ),
         ({"recipe": "post-2024", "aux_k": 3}, "--aux-k 3 goes with --dead-remedy auxk, and this run has ghost"),
+        ({"images_rows": 50}, "--images-rows 50 goes with --images, and none are given"),
+        ({"caption": "a {}"}, "--caption a {} goes with --images, and none are given"),
     ],
 )
 def test_an_option_that_the_variant_would_ignore_is_refused(given, message):
@@ -70,6 +72,8 @@ def test_every_recipe_names_only_options_and_makes_valid_ones():
         ({"variant": "gate"}, "--variant gate must be one of topk, relu"),
         ({"rows": 100, "batch_size": 200}, "--rows 100 is less than one batch of 200"),
         ({"batch_size": 0}, "--batch-size 0 must be at least 1"),
+        ({"images": ""}, "--images '' is empty: name it, or leave it out"),
+        ({"wandb": " "}, "--wandb ' ' is empty: name it, or leave it out"),
         ({"lr": 0.0}, "--lr 0.0 must be above 0"),
         ({"lr": float("nan")}, "--lr nan must be above 0"),
         ({"l1": -1e-3}, "--l1 -0.001 must be 0 or more"),
@@ -90,6 +94,8 @@ def test_a_bad_option_is_named_with_its_value(given, message):
 def test_more_active_features_than_there_are_is_refused_when_the_width_is_known():
     with pytest.raises(ValueError, match=r"--k 32 exceeds the 24 features"):
         TrainOptions(k=32, expansion=3).d_sae(8)
+    with pytest.raises(ValueError, match=r"--target-l0 25.0 exceeds the 24 features"):
+        TrainOptions(variant="relu", target_l0=25.0, expansion=3).d_sae(8)
 
 
 def test_auxk_uses_the_power_of_two_nearest_half_the_width():
@@ -114,3 +120,24 @@ def test_every_option_has_help_and_reading_them_imports_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("pictures", "HERE/pictures"),
+        ("../pictures", "UP/pictures"),
+        ("tars/part-{000..003}.tar", "HERE/tars/part-{000..003}.tar"),
+        ("/data/pictures", "/data/pictures"),
+        ("quickstart", "quickstart"),
+        ("s3://bucket/pictures", "s3://bucket/pictures"),
+        (None, None),
+    ],
+)
+def test_images_are_kept_so_that_a_run_goes_on_from_another_folder(given, kept, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = resolve_options({"images": given})
+    monkeypatch.chdir("/")
+    again = TrainOptions.from_json(options.to_json())
+    expected = kept and kept.replace("HERE", str(tmp_path)).replace("UP", str(tmp_path.parent))
+    assert (options.images, again.images) == (expected, expected)

@@ -78,7 +78,7 @@ def test_a_resumed_penalty_goes_on_bit_for_bit(tmp_path):
     go_on(whole, options, 60, rows)
     first, second = a_state(options), a_state(options)
     go_on(first, options, 30, rows)
-    load_checkpoint(save_checkpoint(tmp_path, first), second)
+    load_checkpoint(save_checkpoint(tmp_path, first), second, 1000)
     go_on(second, options, 60, rows)
     for name, tensor in whole.tensors().items():
         assert torch.equal(second.tensors()[name], tensor), name
@@ -121,9 +121,11 @@ def test_a_target_that_was_not_held_is_told(tmp_path):
         summary = L0Summary(mean=l0, median=l0, p99=l0, max=40)
         return ReconstructionResult(100, 1.0, 1.0, 0.5, 0.5, 1.0, summary, summary)
 
-    assert missed_target(tmp_path, None, held(5.0)) is None
-    assert missed_target(tmp_path, 24.0, None) is None
-    assert missed_target(tmp_path, 24.0, held(26.0)) is None
-    said = missed_target(tmp_path, 24.0, held(15.2))
+    assert missed_target(tmp_path, "relu", None, held(5.0)) is None
+    assert missed_target(tmp_path, "relu", 24.0, None) is None
+    assert missed_target(tmp_path, "relu", 24.0, held(26.0)) is None
+    said = missed_target(tmp_path, "relu", 24.0, held(15.2))
     assert said is not None
     assert "--target-l0 24 was not held, L0 is 15.2 on held-out rows" in said
+    assert "JumpReLU" not in said
+    assert "JumpReLU can settle below" in (missed_target(tmp_path, "jumprelu", 24.0, held(15.2)) or "")
