@@ -1,9 +1,11 @@
 """The options of `train`: what one SAE is, how it is optimised, what is written on the way."""
 
+import os
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..options import option
+from ..store.objects import is_url
 
 VARIANTS = ("topk", "relu", "batchtopk", "matryoshka", "jumprelu", "gated")
 ERRORS = ("normalized", "mse")
@@ -225,6 +227,8 @@ class TrainOptions:
             self.dead_remedy,
             f"is for variant jumprelu; variant {self.variant} has no thresholds",
         )
+        if self.images is not None:  # a run goes on from any folder
+            object.__setattr__(self, "images", _lasting(self.images))
 
     def _check_choices(self) -> None:
         for field in fields(self):
@@ -311,6 +315,11 @@ def round_log2(value: float) -> int:
     from math import log2
 
     return round(log2(value)) if value >= 0.5 else 0
+
+
+def _lasting(images: str) -> str:
+    """An image source as it can be opened from any folder: an absolute path, a URL, or the word `quickstart`."""
+    return images if images == "quickstart" or is_url(images) else os.path.abspath(images)
 
 
 def _require(holds: bool, name: str, value: object, rule: str) -> None:
