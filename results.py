@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _LISTED_FAILURES = 3  # `sweep` names them all
 _NOTHING = "-"
+_SPLICED = {"contrastive_loss": "spliced loss", "loss_recovered": "recovered", "zero_shot_top1": "top-1"}
+"""Numbers of the tower with the SAE spliced in, as the table of a comparison heads them."""
 _LISTED = 10  # unreadable images named on the screen; `info --json` names them all
 
 
@@ -160,17 +162,20 @@ def _table_of(comparison: "Comparison") -> str:
     # What varies within one sweep says which is which; runs have their names.
     is_told_by_what_varies = len({tuple(each.varies.items()) for each in saes}) == len(saes) and comparison.varying
     header = [] if is_told_by_what_varies else ["run"]
-    header += [*comparison.varying, "L0", "EV", "energy", "norm. MSE", "dead", "rows", "status"]
+    spliced = [name for name in comparison.spliced if name in _SPLICED]
+    header += [*comparison.varying, "L0", "EV", "energy", "norm. MSE", "dead", "rows"]
+    header += [*(_SPLICED[name] for name in spliced), "status"]
     rows = [[] if is_told_by_what_varies else [each.name] for each in saes]
     for row, each in zip(rows, saes, strict=True):
         row += [_value(each.varies.get(name)) for name in comparison.varying] + _numbers_of(each)
+        row += [_NOTHING if (value := getattr(each, name)) is None else f"{value:.4f}" for name in spliced]
+        row.append(each.status if each.status != "unfinished" or each.step is None else f"at step {each.step:,}")
     return "\n".join(f"  {line}" for line in table_lines(header, rows))
 
 
 def _numbers_of(sae: "SaeResult") -> list[str]:
     dead = _NOTHING if sae.n_dead is None else f"{sae.n_dead:,}"
     rows = _NOTHING if sae.n_rows is None else f"{sae.n_rows:,}"
-    status = sae.status if sae.status != "unfinished" or sae.step is None else f"at step {sae.step:,}"
     return [
         _NOTHING if sae.l0 is None else f"{sae.l0:.1f}",
         _NOTHING if sae.explained_variance is None else f"{sae.explained_variance:.4f}",
@@ -178,7 +183,6 @@ def _numbers_of(sae: "SaeResult") -> list[str]:
         _NOTHING if sae.normalized_mse is None else f"{sae.normalized_mse:.4g}",
         dead,
         rows,
-        status,
     ]
 
 

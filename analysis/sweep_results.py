@@ -15,6 +15,8 @@ from ..train.sweep_dir import FIGURE, TABLE, open_sweep
 
 SPARSITY = ("k", "l1", "l0_penalty", "target_l0")
 """Options that choose a place on the frontier of one kind of SAE."""
+SPLICED = ("contrastive_loss", "loss_recovered", "zero_shot_top1", "zero_shot_top5")
+"""Numbers of the tower with the SAE spliced in, which a run has that was trained with --images."""
 
 _OF_THE_SITE = ("layer", "site", "token", "to_layer", "to_site")
 _NOT_COMPARED = {*FREE_ON_RESUME, *_OF_THE_SITE, "recipe"}
@@ -36,6 +38,8 @@ class SaeResult:
         Of the held-out numbers; None where there are none yet, as is then each of them.
     n_dead, share_dead
         Of the training rows, as last logged; None where there were too few to know.
+    contrastive_loss, loss_recovered, zero_shot_top1, zero_shot_top5
+        Of the tower with the SAE spliced in, as last evaluated; None where it was trained without --images.
     """
 
     name: str
@@ -54,6 +58,10 @@ class SaeResult:
     share_dead: float | None
     n_almost_dead: int | None
     decoder_coherence: float | None
+    contrastive_loss: float | None = None
+    loss_recovered: float | None = None
+    zero_shot_top1: float | None = None
+    zero_shot_top5: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,11 @@ class Comparison:
     varying: list[str]
     results: list[SaeResult]
     files: list[Path]
+
+    @property
+    def spliced(self) -> list[str]:
+        """Those of `SPLICED` that any of them has."""
+        return [name for name in SPLICED if any(getattr(each, name) is not None for each in self.results)]
 
     def to_json(self) -> dict[str, Any]:
         """What the command prints of it."""
@@ -194,7 +207,7 @@ def _numbers(run: Run) -> dict[str, Any]:
         trained = {}
     names = (
         *("step", "n_rows", "explained_variance", "explained_energy", "normalized_mse"),
-        *("n_almost_dead", "decoder_coherence"),
+        *("n_almost_dead", "decoder_coherence", *SPLICED),
     )
     return {
         **{name: held_out.get(name) for name in names},
@@ -222,7 +235,8 @@ def _comparable(value: Any) -> tuple[float, str]:
 
 
 def _to_tsv(comparison: Comparison) -> str:
-    names = [spec.name for spec in fields(SaeResult) if spec.name not in ("path", "varies")]
+    left_out = {"path", "varies", *SPLICED} - set(comparison.spliced)
+    names = [spec.name for spec in fields(SaeResult) if spec.name not in left_out]
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter="\t", lineterminator="\n")
     writer.writerow([names[0], *comparison.varying, *names[1:]])

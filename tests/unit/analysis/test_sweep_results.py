@@ -81,6 +81,34 @@ def test_the_table_and_the_figure_are_written_to_the_sweep_and_again(sweep):
     assert max(map(len, text[:-2])) <= 80
 
 
+def test_what_the_tower_scores_with_an_sae_spliced_in_is_shown_where_it_was_evaluated(sweep):
+    def columns() -> list[str]:
+        compare([sweep])
+        with open(sweep / "sweep.tsv", newline="") as file:
+            return next(csv.reader(file, delimiter="\t"))
+
+    names = ["contrastive_loss", "loss_recovered", "zero_shot_top1", "zero_shot_top5"]
+    assert not set(names) & set(columns())
+    assert "spliced loss" not in results.of_comparison(compare([sweep]))
+    run = sweep / json.loads((sweep / "sweep.json").read_text())["members"][0]["name"]
+    before, last = [3.0, 0.5, 0.1, 0.2], [2.25, None, 0.125, 0.5]  # NaN is null there
+    with open(run / "metrics.jsonl", "a") as file:
+        for step, values in ((10, before), (10, last)):
+            held_out = [m for m in open_run(run).metrics() if m["split"] == "heldout"][-1]
+            file.write(json.dumps({**held_out, "step": step, **dict(zip(names, values, strict=True))}) + "\n")
+    assert [name for name in columns() if name in names] == ["contrastive_loss", "zero_shot_top1", "zero_shot_top5"]
+    with open(sweep / "sweep.tsv", newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file, delimiter="\t")}
+    assert [rows[run.name][name] for name in ("contrastive_loss", "zero_shot_top1", "zero_shot_top5")] == [
+        "2.25", "0.125", "0.5",
+    ]  # fmt: skip
+    assert {row["contrastive_loss"] for name, row in rows.items() if name != run.name} == {""}
+    header, *lines = results.of_comparison(compare([sweep])).splitlines()
+    assert header.split()[-4:] == ["spliced", "loss", "top-1", "status"]
+    assert sorted(line.split()[-3:] for line in lines[: len(rows)])[-1] == ["2.2500", "0.1250", "finished"]
+    assert compare([sweep]).to_json()["saes"][0]["loss_recovered"] is None
+
+
 def test_runs_and_sweeps_are_compared_with_each_other(sweep, store, tmp_path):
     alone = {"k": 2, "normalize": "none", "seed": 7, **{name: value for name, (value,) in SHARED.items()}}
     train(resolve_options(alone), store, tmp_path / "run")
