@@ -73,12 +73,16 @@ def _trained_lines(run: Run) -> list[tuple[str, str]]:
 
 
 def _imported_lines(run: Run) -> list[tuple[str, str]]:
-    imported, sae = run.config["imported"], run.load_sae()
+    imported = run.config["imported"]
+    came = f"imported from {imported['source']} ({imported['format']})"
+    if not run.is_finished:
+        return [("state", f"{came}, unfinished: the same command again with --overwrite makes it anew")]
+    sae = run.load_sae()
     k = f", k {sae.settings()['k']}" if "k" in sae.settings() else ""
     place = str(run.known_site) if run.known_site is not None else "where its inputs are read is not known"
     store = run.store_path if run.has_store else "none: name one with `thresher encode --store`"
     return [
-        ("state", f"imported from {imported['source']} ({imported['format']})"),
+        ("state", came),
         ("SAE", f"{sae.variant}{k}: d_in {run.d_in:,}, d_sae {run.d_sae:,}"),
         ("store", f"{store} ({place})"),
     ]

@@ -68,6 +68,8 @@ class SparseAutoencoder(ABC):
     """Trained vectors of the variant beside the four of every SAE: attributes, and tensors of the file."""
     rates: ClassVar[dict[str, float]] = {}
     """How many times faster than the rest some of the trained vectors move: multiples of the learning rate."""
+    has_feature_bounds: ClassVar[bool] = True
+    """Whether a pre-activation alone says if its feature is active, as it does not where those of a row compete."""
     tracked: ClassVar[tuple[str, ...]] = ()
     """Tensors that training keeps up to date without gradients: attributes, and tensors of the file."""
 
@@ -371,8 +373,8 @@ def _why_no_weights(run_path: Path) -> str:
     if config.exists():
         if _is_imported(config):
             return (
-                f"{run_path} holds no sae.safetensors: its import did not finish. Give the same `import` again with "
-                "--overwrite."
+                f"{run_path} holds no sae.safetensors: its import did not finish. Give the same command (`import`, "
+                "`pull`) again with --overwrite."
             )
         return f"{run_path} holds no sae.safetensors: its training did not finish. Go on with `train --resume`."
     return f"{run_path} is not a run directory: it holds neither config.json nor sae.safetensors."

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from thresher.store.format import Site
 from thresher.train.interchange import export_sae, import_sae, origin_of
 from thresher.train.interchange_options import ExportOptions, ImportOptions
 from thresher.train.loop import train
-from thresher.train.models import load_sae
+from thresher.train.models import SparseAutoencoder, load_sae
 from thresher.train.options import TrainOptions
 from thresher.train.recipes import resumed_options
 from thresher.train.run_dir import open_run
@@ -112,6 +113,26 @@ def test_an_sae_that_does_not_say_where_its_inputs_are_read_takes_a_store_s_only
         import_sae(source, tmp_path / "other", ImportOptions(store=str(two.path)))
     import_sae(source, tmp_path / "other", ImportOptions(store=str(two.path), layer=2))
     assert open_run(tmp_path / "other").site == Site(2)
+
+
+def test_a_killed_import_is_told_as_one_and_can_be_given_again(trained, tmp_path):
+    made, run = trained
+    source, back = exported(run, tmp_path / "out"), tmp_path / "back"
+    with (
+        mock.patch.object(SparseAutoencoder, "save", side_effect=KeyboardInterrupt),  # the weights are its last file
+        pytest.raises(KeyboardInterrupt),
+    ):
+        import_sae(source, back, ImportOptions(store=str(made.path)))
+    says = r"back holds no sae\.safetensors: its import did not finish\. .*`import`.* again with --overwrite"
+    for use in (load_sae, lambda path: encode(path, CPU), lambda path: export_sae(path, tmp_path / "again")):
+        with pytest.raises(StoreError, match=says):
+            use(back)
+    assert "unfinished: the same command again with --overwrite" in dict(describe(back).lines)["state"]
+    import_sae(source, back, ImportOptions(overwrite=True))
+    same_function(run, back)
+    (run / "sae.safetensors").unlink()
+    with pytest.raises(StoreError, match="its training did not finish"):
+        load_sae(run)
 
 
 def test_an_imported_run_has_no_training_to_go_on_with(trained, tmp_path):
