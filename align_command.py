@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .analysis.align_options import AlignOptions
+from .analysis.description import table_lines
 from .command import FolderPath, echo, edge, given, options_of, to_json
 from .progress import ConsoleReporter
 from .results import table
@@ -13,7 +14,7 @@ from .results import table
 if TYPE_CHECKING:
     from .analysis.alignment import AlignResult
 
-_CHANCE = {"isotropic": "isotropic chance", "covariance": "chance with the activations' covariance"}
+_CHANCE = {"isotropic": "isotropic chance", "covariance": "chance of their covariance"}
 
 
 @click.command()
@@ -54,45 +55,36 @@ def of_alignment(result: "AlignResult") -> str:
 
 
 def _of_side(name: str, side: dict[str, Any], summary: dict[str, Any]) -> str:
-    main = side["main"]
+    main, earlier = side["main"], side["earlier"]
     what = "MLP neurons" if main["kind"] == "mlp" else "attention directions"
-    title = f"{name.capitalize()} vectors and the {main['n_vectors']:,} {what} of block {main['layer']} (0-based):"
-    lines = []
-    for word in ("signed", "absolute"):
-        features = main["features"][word]
-        if features is None:
-            continue
-        lines.append((f"largest {word} cosine", _quantiles(features["quantiles"])))
-        for kind, chance in main["chance"].items():
-            lines.append((f"  {_CHANCE[kind]}", _quantiles(chance[word])))
-            test = side["aligned"][f"{word}_{kind}"]
-            lines.append(
-                (
-                    "    aligned above it",
-                    f"{test['n_aligned']:,} of {test['n_tested']:,} ({_share(test['share'])}) at a false discovery "
-                    f"rate of {summary['fdr']:g}; {_share(features['share_above_chance'][kind])} lie above its "
-                    f"{_quantile_word(summary)}, {features['chance_level'][kind]:.3f}",
-                )
-            )
+    lines = [f"{name.capitalize()} vectors and the {main['n_vectors']:,} {what} of block {main['layer']} (0-based):"]
+    rows = _rows("cosine", "signed", main, side["aligned"]) + _rows("|cosine|", "absolute", main, side["aligned"])
+    if earlier is not None:
+        rows += _rows(f"cosine, {earlier['n_blocks']} earlier MLPs", "signed", earlier, earlier["aligned"])
+    header = ["largest of a vector", "median", "1 %", "99 %", "above its 99 %", "aligned"]
+    header[4] = f"above its {100 * summary['chance_quantile']:g} %"
+    lines += ["  " + line.rstrip() for line in table_lines(header, rows)]
+    lines.append(f"  (aligned: p-values adjusted to a false discovery rate of {summary['fdr']:g})")
     for level, of_level in side["neurons_per_feature"].items():
         if level == "signed_isotropic" and of_level["n_features"]:
             lines.append(
-                (
-                    f"neurons above {of_level['above']:.3f}",
-                    f"median {of_level['median']:.0f}, at most {of_level['max']:,}; fewer than 5 for "
-                    f"{_share(of_level['share_fewer_than_5'])} of the {of_level['n_features']:,} features with any",
-                )
+                f"  {of_level['n_features']:,} features have neurons above {of_level['above']:.3f}: median "
+                f"{of_level['median']:g}, at most {of_level['max']:,}, fewer than 5 in "
+                f"{_share(of_level['share_fewer_than_5'])}"
             )
-    earlier = side["earlier"]
-    if earlier is not None:
-        tests = earlier["aligned"]
-        found = [f"{test['n_aligned']:,} above {_CHANCE[name.split('_')[1]]}" for name, test in _signed(tests).items()]
-        lines.append((f"any MLP of the {earlier['n_blocks']} earlier blocks", "aligned: " + ", ".join(found)))
-    return "\n".join([title, table(lines)])
+    return "\n".join(lines)
 
 
-def _signed(tests: dict[str, Any]) -> dict[str, Any]:
-    return {name: test for name, test in tests.items() if name.startswith("signed")}
+def _rows(title: str, word: str, of: dict[str, Any], tests: dict[str, Any]) -> list[list[str]]:
+    """Features and each kind of chance, as rows of a table; none where a set has no signed cosines."""
+    features = of["features"][word]
+    if features is None:
+        return []
+    rows = [[f"{title}: features", *_quantiles(features["quantiles"]), "", ""]]
+    for kind, chance in of["chance"].items():
+        above, n_aligned = features["share_above_chance"][kind], tests[f"{word}_{kind}"]["n_aligned"]
+        rows.append([f"  {_CHANCE[kind]}", *_quantiles(chance[word]), _share(above), f"{n_aligned:,}"])
+    return rows
 
 
 def _of_neurons(kind: str, neurons: dict[str, Any]) -> str:
@@ -101,7 +93,7 @@ def _of_neurons(kind: str, neurons: dict[str, Any]) -> str:
     difference = found["difference"]
     lines = [
         (
-            "median label entropy",
+            "median",
             f"features {_nats(found['median_features'])}, neurons {_nats(found['median_neurons'])}",
         ),
         (
@@ -118,19 +110,13 @@ def _of_neurons(kind: str, neurons: dict[str, Any]) -> str:
         ),
     ]
     signs = ", both signs" if neurons["signs"] == "both" else ""
-    title = f"The {neurons['k']} largest images of the MLP neurons of block {neurons['layer']} by {what}{signs}: "
-    counts = f"{found['n_features']:,} features and {found['n_neurons']:,} neurons with a label entropy"
-    return "\n".join([title + counts, table(lines)])
+    title = f"Label entropy of {found['n_features']:,} features, and of {found['n_neurons']:,} MLP neurons of block"
+    by = f" {neurons['layer']} by {what}{signs}:"
+    return "\n".join([title + by, table(lines)])
 
 
-def _quantiles(quantiles: dict[str, float | None] | None) -> str:
-    if quantiles is None or quantiles["0.5"] is None:
-        return "-"
-    return f"median {quantiles['0.5']:.3f}, 1 % to 99 % {quantiles['0.01']:.3f} to {quantiles['0.99']:.3f}"
-
-
-def _quantile_word(summary: dict[str, Any]) -> str:
-    return f"{100 * summary['chance_quantile']:g}th percentile"
+def _quantiles(quantiles: dict[str, float | None]) -> list[str]:
+    return ["-" if quantiles[q] is None else f"{quantiles[q]:.3f}" for q in ("0.5", "0.01", "0.99")]
 
 
 def _share(value: float | None) -> str:

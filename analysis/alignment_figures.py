@@ -86,35 +86,42 @@ def _cosine_histogram(axes: "Axes", main: "SetAlignment", is_absolute: bool, ali
             [], [], " ", label=f"   its {percentile}th percentile {level:.3f}: {100 * above:.0f} % of features above"
         )
     axes.set_ylabel(f"share of directions\n({'absolute' if is_absolute else 'signed'} cosine)")
-    axes.legend(loc="upper right")
+    legend = axes.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.85)
+    legend.set_zorder(5)
 
 
 def neurons_figure(side: "SideAlignment", alignment: "Alignment") -> "Figure":
     """How many neurons lie above a chance level, feature by feature: the post's figure, for each kind of chance."""
     shown = [level for level in side.levels if level.is_absolute != side.main.outputs.has_sign]
-    with figure_of_height(3.4) as (figure, axes):
+    with figure_of_height(3.6) as (figure, axes):
         most = min(_MOST_SHOWN, max(4, *(int(side.nearest.n_above[level.name].max(initial=0)) for level in shown)))
-        width = 0.8 / len(shown)
+        width, tallest = 0.8 / len(shown), 1.0
         for i, level in enumerate(shown):
             kind = level.name.split("_")[1]
             n_above = side.nearest.n_above[level.name][alignment.is_counted]
             counts = np.bincount(np.minimum(n_above, most), minlength=most + 1)
             some = n_above[n_above > 0]
-            few = f", fewer than 5 in {100 * float((some < 5).mean()):.0f} % of them" if len(some) else ""
+            few = f", {100 * float((some < 5).mean()):.0f} % of them with fewer than 5" if len(some) else ""
             axes.bar(
                 np.arange(most + 1) + (i - (len(shown) - 1) / 2) * width,
-                counts,
+                np.maximum(counts, 0.5) - 0.5,  # a bar of one feature stands above the floor of a log scale
                 width,
+                bottom=0.5,
                 color=_CHANCE_COLOURS[kind],
-                label=f"above {level.value:.3f} ({_CHANCE_WORDS[kind]}): {len(some):,} features with any{few}",
+                hatch="////" if kind == "isotropic" else None,
+                edgecolor="white",
+                linewidth=0,
+                label=f"above {level.value:.3f}, {_CHANCE_WORDS[kind]}:\n{len(some):,} features with any{few}",
             )
+            tallest = max(tallest, float(counts.max()))
+        axes.set_yscale("log")
+        axes.set_ylim(0.5, tallest * 30)
         axes.set_xlabel(
             f"{_noun(side.main)} of block {side.main.outputs.layer} (0-based) that a feature is aligned with"
         )
-        axes.set_ylabel("features")
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
+        axes.set_ylabel("features (log)")
         axes.set_xticks(*_ticks(most))
-        axes.set_title(f"{int(alignment.is_counted.sum()):,} {alignment.counted}")
+        axes.set_title(f"{side.side.capitalize()} vectors of {int(alignment.is_counted.sum()):,} {alignment.counted}")
         axes.legend(loc="upper right")
         return figure
 
@@ -138,7 +145,9 @@ def blocks_figure(side: "SideAlignment", alignment: "Alignment") -> "Figure":
             _block_bands(place, found, alignment.is_counted)
             place.set_title("MLP neurons" if kind == "mlp" else "attention: singular directions of the heads")
             place.set_ylabel("largest absolute cosine")
-        grid[0].legend(loc="upper left", fontsize=7)
+        handles, labels = grid[0].get_legend_handles_labels()
+        order = sorted(range(len(labels)), key=lambda i: not labels[i].startswith("features"))
+        grid[0].legend([handles[i] for i in order], [labels[i] for i in order], loc="upper left", fontsize=7)
         grid[-1].set_xlabel("block that writes (0-based)")
         grid[-1].xaxis.get_major_locator().set_params(integer=True)
         return figure
@@ -213,7 +222,7 @@ def entropy_figure(features: NDArray[np.float32], images: "tuple[NeuronImages, .
         axes.set_xlabel(f"label entropy of the {k} largest rows (nats; ln {k} = {float(np.log(k)):.2f})")
         axes.set_ylabel("share at or below")
         axes.set_title(f"Features beside the MLP neurons of block {images[0].layer} (0-based)")
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower right")
         return figure
 
 
