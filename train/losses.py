@@ -63,19 +63,21 @@ class DeadTerm:
     others: dict[str, Tensor] = field(default_factory=dict)
 
 
-def ghost_gradients(pre: Tensor, decoder: Tensor, residual: Tensor, z: Tensor, n_total: int) -> DeadTerm:
+def ghost_gradients(pre: Tensor, decoder: Tensor, residual: Tensor, z: Tensor | None, n_total: int) -> DeadTerm:
     """The post's ghost term: dead features, with exp for their activation, are taught the residual.
 
     r = z - z_hat, g = exp(pre) decoder, scaled row by row to half the norm of r; the error (g - r)^2 / ||r_row|| is
-    scaled, element by element, to the size of the reconstruction error (z_hat - z)^2 / ||z_row||. Both scales and r
-    are constants to the gradient (Jermyn and Templeton 2024, as the post's code has it).
+    scaled, element by element, to the size of the reconstruction error (z_hat - z)^2 / ||z_row||, or (z_hat - z)^2.
+    Both scales and r are constants to the gradient (Jermyn and Templeton 2024, as the post's code has it).
 
     Parameters
     ----------
     pre, decoder
         `(n, m)` and `(m, d)`, of the dead features.
-    residual, z
-        `(n, d)`: z_hat - z, and z.
+    residual
+        `(n, d)`: z_hat - z.
+    z
+        `(n, d)`; None where the reconstruction error is not over the row's norm.
     n_total
         As in `normalised_squared_error`.
     """
@@ -87,8 +89,11 @@ def ghost_gradients(pre: Tensor, decoder: Tensor, residual: Tensor, z: Tensor, n
     per_norm_r = torch.where(norm_r > 0, 1 / norm_r, 0.0)  # a perfect row has nothing to teach
     difference = ghost * half + residual  # g - r
     error = difference.square() * per_norm_r
-    norm_z = z.norm(dim=1, keepdim=True)
-    scale = residual.square() * torch.where(norm_z > 0, 1 / norm_z, 0.0) / (error + _GHOST_EPS)
+    reconstruction = residual.square()
+    if z is not None:
+        norm_z = z.norm(dim=1, keepdim=True)
+        reconstruction.mul_(torch.where(norm_z > 0, 1 / norm_z, 0.0))
+    scale = reconstruction / (error + _GHOST_EPS)
     d_ghost = scale * difference * (2 * per_norm_r * half / count)  # (n, d)
     d_pre = (d_ghost @ decoder.T).mul_(activation)
     return DeadTerm((scale * error).sum() / count, d_pre, activation.T @ d_ghost)

@@ -195,7 +195,8 @@ def _dead_term(
 ) -> DeadTerm:
     decoder = sae.decoder[dead]
     if objective.dead == "ghost":
-        return ghost_gradients(pre, decoder, residual, block.target, block.n_total)
+        z = block.target if objective.error == "normalized" else None
+        return ghost_gradients(pre, decoder, residual, z, block.n_total)
     if objective.dead == "auxk":
         return auxk(pre, decoder, residual, objective.aux_k, objective.aux, block.n_total)
     assert isinstance(sae, JumpReluSae)

@@ -141,8 +141,10 @@ def _dead_loss(
             norm = missing.norm(dim=1, keepdim=True)
             ghost = ghost * (norm / (2 * ghost.norm(dim=1, keepdim=True) + GHOST_EPS)).detach()
             error = (ghost - missing) ** 2 / norm
-            norm_y = y.norm(dim=1, keepdim=True)
-            usual = torch.where(norm_y > 0, missing**2 / norm_y.where(norm_y > 0, torch.ones_like(norm_y)), 0.0)
+            usual = missing**2
+            if setting.error == "normalized":
+                norm_y = y.norm(dim=1, keepdim=True)
+                usual = torch.where(norm_y > 0, usual / norm_y.where(norm_y > 0, torch.ones_like(norm_y)), 0.0)
             return ((usual / (error + GHOST_EPS)).detach() * error).mean()
         case "auxk":  # Gao et al.: the aux_k largest dead ones, through relu, reconstruct what is missing
             rank = pre.argsort(dim=1, descending=True, stable=True).argsort(1)

@@ -31,6 +31,7 @@ SETTINGS = {
     "relu, squared error": Setting(variant="relu", sparsity=3e-3),
     "relu, decoder norm": Setting(variant="relu", sparsity=3e-3, decoder_norm=True),
     "relu, ghost": Setting(variant="relu", error="normalized", sparsity=3e-3, remedy="ghost"),
+    "relu, squared error, ghost": Setting(variant="relu", sparsity=3e-3, remedy="ghost"),
     "relu, auxk": Setting(variant="relu", sparsity=3e-3, remedy="auxk"),
     "topk": Setting(variant="topk"),
     "topk, auxk": Setting(variant="topk", remedy="auxk"),
