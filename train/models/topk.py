@@ -23,6 +23,7 @@ class TopKSae(SparseAutoencoder):
     """
 
     variant: ClassVar[str] = "topk"
+    has_feature_bounds: ClassVar[bool] = False
 
     def __init__(self, *weights: Tensor, k: int, **shared: Any) -> None:
         super().__init__(*weights, **shared)
