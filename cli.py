@@ -13,6 +13,7 @@ from .analysis.options import EncodeOptions, StatsOptions
 from .attributes_command import attributes
 from .command import FolderPath, GroupedCommand, StorePlace, echo, edge, given, given_values, options_of, to_json
 from .compare_command import compare
+from .evaluate_command import evaluate
 from .harvest.options import HarvestOptions
 from .progress import ConsoleReporter
 from .train.interchange_options import ExportOptions, ImportOptions, PullOptions, PushOptions
@@ -423,6 +424,7 @@ main.add_command(align)
 
 main.add_command(attributes)
 main.add_command(compare)
+main.add_command(evaluate)
 
 
 if __name__ == "__main__":

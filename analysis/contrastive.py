@@ -6,11 +6,14 @@ embedding.
 
 from dataclasses import dataclass
 from math import log, nan, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Embeddings = NDArray[np.floating[Any]]
+"""Of images: as a tower gives them, computed with in float64."""
 Ints = NDArray[np.int64]
 
 MAX_BATCH = 1000
@@ -38,7 +41,7 @@ class ContrastiveNumbers:
 
 
 def score_embeddings(
-    images: Floats, captions: Floats, own: Ints, batches: Ints, logit_scale: float
+    images: Embeddings, captions: Floats, own: Ints, batches: Ints, logit_scale: float
 ) -> ContrastiveNumbers:
     """Every number of some image embeddings.
 
@@ -61,7 +64,7 @@ def score_embeddings(
     return ContrastiveNumbers(loss=float(losses.mean()), loss_standard_error=error, top1=top1, top5=top5)
 
 
-def info_nce(images: Floats, captions: Floats, logit_scale: float) -> float:
+def info_nce(images: Embeddings, captions: Floats, logit_scale: float) -> float:
     """Symmetric InfoNCE of a batch, in nats: the mean of the cross-entropies by rows and by columns (Radford 2021).
 
     Parameters
@@ -69,18 +72,25 @@ def info_nce(images: Floats, captions: Floats, logit_scale: float) -> float:
     images, captions
         `(B, e)`, of norm 1; caption i is that of image i.
     """
-    logits = logit_scale * (images @ captions.T)  # (B, B)
+    return float(image_losses(images, captions, logit_scale).mean())
+
+
+def image_losses(images: Embeddings, captions: Floats, logit_scale: float) -> Floats:
+    """What each image of a batch adds to its InfoNCE, `(B,)`: the mean of its own row's and its caption's column's."""
+    logits = logit_scale * (images.astype(np.float64) @ captions.T)  # (B, B)
     own = np.diagonal(logits)
-    return float(((_log_sum_exp(logits) - own).mean() + (_log_sum_exp(logits.T) - own).mean()) / 2)
+    losses: Floats = ((log_sum_exp(logits) - own) + (log_sum_exp(logits.T) - own)) / 2
+    return losses
 
 
-def _log_sum_exp(rows: Floats) -> Floats:
+def log_sum_exp(rows: Floats) -> Floats:
+    """Log of the sum of exponentials along each row."""
     largest = rows.max(axis=1, keepdims=True)
     result: Floats = largest[:, 0] + np.log(np.exp(rows - largest).sum(axis=1))
     return result
 
 
-def zero_shot_accuracy(images: Floats, captions: Floats, own: Ints, ks: tuple[int, ...]) -> tuple[float, ...]:
+def zero_shot_accuracy(images: Embeddings, captions: Floats, own: Ints, ks: tuple[int, ...]) -> tuple[float, ...]:
     """Share of the images whose own caption is among the k nearest, for each k.
 
     Of captions that are equally near any order is as likely: an image counts as much as it would on average. Embeddings
@@ -89,7 +99,7 @@ def zero_shot_accuracy(images: Floats, captions: Floats, own: Ints, ks: tuple[in
     counts = np.zeros(len(ks))
     for start in range(0, len(images), 4096):
         rows = slice(start, start + 4096)
-        cosines = images[rows] @ captions.T  # (rows, C)
+        cosines = images[rows].astype(np.float64) @ captions.T  # (rows, C)
         mine = np.take_along_axis(cosines, own[rows, None], axis=1)
         nearer, as_near = (cosines > mine).sum(axis=1), (cosines == mine).sum(axis=1)
         counts += [np.clip((k - nearer) / as_near, 0, 1).sum() for k in ks]

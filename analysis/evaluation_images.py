@@ -105,16 +105,19 @@ class CaptionedImages:
         `(n,)`: each one's caption.
     captions
         Every caption that the classes of the set have, each text once. Two classes of one name share theirs.
+    names
+        The class name in each caption.
     """
 
     images: Ints
     own: Ints
     captions: list[str]
+    names: list[str]
 
     def sample(self, n: int, seed: int) -> "CaptionedImages":
         """At most n of them, drawn as evenly over the captions as they allow."""
         chosen = balanced_sample(self.own, n, seed)
-        return CaptionedImages(self.images[chosen], self.own[chosen], self.captions)
+        return CaptionedImages(self.images[chosen], self.own[chosen], self.captions, self.names)
 
 
 def captioned(
@@ -154,7 +157,7 @@ def captioned(
             f"the {len(labelled):,} images of {images.description} to evaluate on have one caption ({every[0]!r}): "
             "telling captions apart needs two."
         )
-    return CaptionedImages(labelled, own, captions)
+    return CaptionedImages(labelled, own, captions, list(dict.fromkeys(class_captions(names, "{}"))))
 
 
 def _labels_agree(images: ImageSet, store: ActivationStore) -> bool:

@@ -1,47 +1,34 @@
 """What an SAE in its place costs the model that it is spliced into: contrastive loss and zero-shot accuracy.
 
-Shapes: n images, T tokens of an image at the site, d the length of a vector, e the length of an embedding.
+Shapes: n images, T tokens of an image at the site, d the length of a vector.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log, nan
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ..harvest.captions import CAPTION, embed_captions, logit_scale
-from ..harvest.continuation import embed_images, first_block_after, stream_entering
-from ..harvest.images import ImageSet, open_images
-from ..harvest.rewrite import load_recorded_clip, recorded_tower
-from ..harvest.splice import Autoencoder, place_in, splice
+from ..harvest.captions import CAPTION
+from ..harvest.images import ImageSet
+from ..harvest.splice import Autoencoder
 from ..harvest.vision import Tower
 from ..progress import Reporter
-from ..store.format import Site, first_token
-from ..store.provenance import Provenance
-from ..store.reader import ActivationArray, open_store
-from ..train.configuration import require_training_store
-from ..train.run_dir import open_run
+from ..store.format import Site
 from .contrastive import (
     MAX_BATCH,
     POST_BATCH,
     ContrastiveNumbers,
-    Floats,
     Ints,
     caption_batches,
     loss_recovered,
     repeated_batches,
     score_embeddings,
 )
-from .evaluation_images import CaptionedImages, HeldOut, captioned, decoded, held_out_images
-
-MEAN_ROWS = 65_536
-"""Training rows that a mean ablation's mean is taken over, at most."""
-_ROWS_AT_ONCE = 4096
+from .evaluation_images import CaptionedImages
+from .evaluation_setting import Captions, open_setting
+from .spliced_embeddings import embed_ways, ways_to_replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,38 +64,6 @@ class FidelityResult:
     mean: ContrastiveNumbers | None
     loss_recovered: float
     loss_recovered_of_mean: float
-
-
-@dataclass(frozen=True)
-class Captions:
-    """What images are compared with.
-
-    Parameters
-    ----------
-    embeddings
-        `(C, e)`, of norm 1.
-    logit_scale
-        Of the model.
-    """
-
-    embeddings: Floats
-    logit_scale: float
-
-
-def load_model(provenance: Provenance, captions: list[str], device: str = "auto") -> tuple[Tower, Captions]:
-    """The tower of a store, and its model's embeddings of captions.
-
-    Raises
-    ------
-    StoreError
-        When the recorded model is not that of the store any more.
-    ValueError, FileNotFoundError, ConnectionError
-        When the model, or the tokenizer of its text tower, cannot be loaded.
-    """
-    clip = load_recorded_clip(provenance)
-    tower = recorded_tower(clip, provenance, device)
-    embeddings = embed_captions(clip, captions, tower.device).double().numpy()
-    return tower, Captions(embeddings, logit_scale(clip))
 
 
 def evaluate_fidelity(
@@ -158,46 +113,32 @@ def evaluate_fidelity(
     StoreError
         When run, store or tower do not match.
     """
-    reporter = reporter or Reporter()
-    run = open_run(run_path)
-    sae = run.load_sae()
-    store = open_store(store_path or run.store_path, n_parts=run.n_store_parts)
-    require_training_store(run, store)
-    with open_images(images, label_names=label_names) as opened:
-        held_out = held_out_images(opened, store)
-        (reporter.say if held_out.n_in_store else reporter.warn)(held_out.note)
-        names_of = store if label_names is None else None
-        chosen = captioned(opened, _some(held_out, opened), caption, names_of)
-        if n_images is not None:
-            chosen = chosen.sample(n_images, seed)
-        tower, captions = load_model(store.provenance, chosen.captions, device)
-        target = run.target_site
-        for place in (run.site, target or run.site):
-            place_in(tower.visual, place)  # before what takes long
-        mean = training_mean(store.activations(target or run.site))
+    with open_setting(
+        run_path,
+        images,
+        n_images=n_images,
+        caption=caption,
+        label_names=label_names,
+        store_path=store_path,
+        device=device,
+        seed=seed,
+        reporter=reporter,
+    ) as setting:
         return fidelity(
-            tower,
-            captions,
-            opened,
-            chosen,
-            sae.to(tower.device),
-            run.site,
-            target=target,
-            mean=mean,
+            setting.tower,
+            setting.captions,
+            setting.images,
+            setting.chosen,
+            setting.sae,
+            setting.site,
+            target=setting.target,
+            mean=setting.mean,
             caption=caption,
             batch_size=batch_size,
             repeat_captions=repeat_captions,
             seed=seed,
             reporter=reporter,
         )
-
-
-def _some(held_out: HeldOut, images: ImageSet) -> Ints:
-    if not len(held_out.images):
-        raise ValueError(
-            f"all {images.n_images:,} images of {images.description} have keys of training images: name others."
-        )
-    return held_out.images
 
 
 def fidelity(
@@ -229,33 +170,15 @@ def fidelity(
     mean
         `(d,)` or `(T, d)`; None leaves the mean ablation out.
     """
-    reporter = reporter or Reporter()
-    replaced = target or site
-    ways: dict[str, Callable[[], AbstractContextManager[Any] | None]] = {
-        "original": lambda: None,
-        "sae": lambda: splice(tower, sae, site, target=target),
-        "zero": lambda: splice(tower, None, replaced, replace="zero"),
-        **({} if mean is None else {"mean": lambda: splice(tower, None, replaced, replace="mean", mean=mean)}),
-    }
-    layer = first_block_after(site)
-    found: dict[str, list[Floats]] = {way: [] for way in ways}
-    read = []
-    with reporter.task("evaluate", len(chosen.images), "images") as task:
-        for places, pixels in decoded(images, chosen.images, tower, batch_size=images_at_once):
-            batch = tower.normalise(pixels)
-            stream = stream_entering(tower, batch, [layer] if layer else []).get(layer)
-            for way, splicing in ways.items():
-                embedded = embed_images(tower, batch, splicing(), layer=layer, stream=stream)
-                found[way].append(embedded.cpu().double().numpy())
-            read.append(places)
-            task.advance(len(places))
-    if not read:
-        raise ValueError(f"none of the {len(chosen.images):,} images to evaluate on can be read.")
-    own = chosen.own[np.concatenate(read)]
+    ways = ways_to_replace(tower, sae, site, target=target, mean=mean)
+    read, embedded = embed_ways(
+        tower, images, chosen.images, site, ways, images_at_once=images_at_once, reporter=reporter
+    )
+    own = chosen.own[read]
     batches = contrastive_batches(own, batch_size, repeat_captions=repeat_captions, seed=seed)
     numbers = {
-        way: score_embeddings(np.concatenate(parts), captions.embeddings, own, batches, captions.logit_scale)
-        for way, parts in found.items()
+        way: score_embeddings(found, captions.embeddings, own, batches, captions.logit_scale)
+        for way, found in embedded.items()
     }
     return FidelityResult(
         site=site,
@@ -290,24 +213,3 @@ def contrastive_batches(own: Ints, batch_size: int | None, *, repeat_captions: b
     if repeat_captions:
         return repeated_batches(len(own), batch_size or POST_BATCH, seed)
     return caption_batches(own, batch_size or MAX_BATCH, seed)
-
-
-def training_mean(array: ActivationArray, n_rows: int = MEAN_ROWS) -> Tensor:
-    """Mean of the first training rows of a site, float32: `(d,)`, or `(T, d)` with one for each stored token."""
-    store = array.store
-    n_tokens = store.tokens_per_image
-    total = torch.zeros(n_tokens, array.d_in, dtype=torch.float64)
-    count = torch.zeros(n_tokens, dtype=torch.float64)
-    stop = min(n_rows, store.n_train)
-    for start in range(0, stop, _ROWS_AT_ONCE):
-        end = min(start + _ROWS_AT_ONCE, stop)
-        rows = store.rows_of(np.arange(start, end))
-        token = torch.zeros(len(rows), dtype=torch.int64)
-        if n_tokens > 1:
-            first = int(rows.min())
-            stored = store.tokens(first, int(rows.max()) + 1)[rows - first].astype(np.int64)
-            token = torch.from_numpy(stored - first_token(array.site.token))
-        total.index_add_(0, token, array.tensor(array.read_positions(start, end)).to(torch.float64))
-        count += torch.bincount(token, minlength=n_tokens)
-    mean = (total / count.clamp(min=1)[:, None]).float()
-    return mean if n_tokens > 1 else mean[0]

@@ -31,7 +31,7 @@ from .contrastive import (
     score_embeddings,
 )
 from .evaluation_images import captioned, decoded, held_out_images
-from .fidelity import Captions, load_model
+from .evaluation_setting import Captions, load_model
 
 _IMAGES_AT_ONCE = 64
 

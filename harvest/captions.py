@@ -53,6 +53,27 @@ def embed_captions(clip: LoadedClip, captions: Sequence[str], device: torch.devi
     return torch.cat(parts)
 
 
+TEMPLATES = ("none", "simple", "openai")
+"""Sets of prompt templates: a caption alone; 7, and 80, that open_clip has of CLIP's authors."""
+
+
+def embed_templates(
+    clip: LoadedClip, names: Sequence[str], templates: str, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Unit text embeddings `(n, e)` of class names: of each the mean over a set of templates (Radford 2021).
+
+    Parameters
+    ----------
+    templates
+        `simple` or `openai`.
+    """
+    import open_clip
+
+    fill = {"simple": open_clip.SIMPLE_IMAGENET_TEMPLATES, "openai": open_clip.OPENAI_IMAGENET_TEMPLATES}[templates]
+    each = torch.stack([embed_captions(clip, [template(name) for name in names], device) for template in fill])
+    return normalize(each.sum(dim=0), dim=-1)
+
+
 def logit_scale(clip: LoadedClip) -> float:
     """What the model multiplies cosines by: exp of its trained logit scale."""
     return float(clip.model.logit_scale.detach().exp())  # type: ignore[operator]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from thresher.analysis.evaluation_images import captioned, decoded, held_out_images
-from thresher.analysis.fidelity import Captions, evaluate_fidelity, fidelity, load_model, training_mean
+from thresher.analysis.evaluation_setting import Captions, load_model, training_mean
+from thresher.analysis.fidelity import evaluate_fidelity, fidelity
 from thresher.analysis.spliced_training import HeldOutSplice
 from thresher.analysis.train_sae import train_sae
 from thresher.harvest.captions import class_captions, embed_captions, logit_scale
