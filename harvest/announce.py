@@ -5,6 +5,7 @@ import time
 import torch
 
 from ..progress import Reporter, format_bytes, format_rate, format_s
+from ..store.commits import windows_at_once
 from ..store.layout import predicted_bytes
 from ..store.writer import StoreWriter
 from .batches import Batch
@@ -51,7 +52,8 @@ def announce(
         f"{format_s(total_s)} on {job.tower.device.type}{_processes(ranks)} ({format_rate(n_left / total_s)} images/s "
         "measured on one batch)."
     )
-    memory_bytes = writer.window_bytes() * min(2, len(writer.pending))  # one is written while the next is filled
+    n_held = 1 + windows_at_once(writer.window_bytes())  # one is filled while others are written
+    memory_bytes = writer.window_bytes() * min(n_held, len(writer.pending))
     if memory_bytes > _LARGE_WINDOW:
         images = min(spec.rows_per_chunk, spec.n_images)
         reporter.say(

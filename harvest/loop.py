@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..store.commits import Commits
 from ..store.errors import StoreError
 from ..store.format import Site
 from ..store.writer import StoreWriter, WindowWriter
@@ -118,7 +119,7 @@ def write_windows(
 ) -> Generator[int, None, None]:
     """Harvest these windows, each committed while the next is filled; yields the number of images after each batch.
 
-    However it ends, the window that is being committed then is whole, and none after it is begun to be written.
+    However it ends, the windows that are being committed then are whole, and none after them is begun to be written.
 
     Raises
     ------
@@ -129,7 +130,7 @@ def write_windows(
         When a window cannot be written, at the batch after.
     """
     computed = computed_batches(job, windows, workers=workers, ranks=ranks, held=writer, profile=profile)
-    with closing(computed), closing(_Commits(profile)) as commits:
+    with closing(computed), closing(Commits(writer)) as commits:
         window: WindowWriter | None = None
         for part in computed:
             commits.check()
@@ -139,43 +140,12 @@ def write_windows(
             with profile.timed(GATHER):
                 _put(job, part, window)
             if part.is_last:
-                commits.begin(window)
+                with profile.timed(COMMIT):
+                    commits.begin(window)
                 window = None
             yield part.n_images
-        commits.wait()
-
-
-class _Commits:
-    """Commits windows one after the other in a thread of its own, so that the tower does not wait for the disk.
-
-    Two windows are in memory at most: one that is written, one that is filled.
-    """
-
-    def __init__(self, profile: Profile) -> None:
-        self._profile = profile
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="thresher-commit")
-        self._under_way: Future[None] | None = None
-
-    def check(self) -> None:
-        """Raise the error of a commit that has failed."""
-        if self._under_way is not None and self._under_way.done():
-            self.wait()
-
-    def begin(self, window: WindowWriter) -> None:
-        """Begin a window's commit, once the one before it is done."""
-        self.wait()
-        self._under_way = self._thread.submit(window.commit)
-
-    def wait(self) -> None:
-        """Wait for the commit that is under way; raises its error."""
-        if self._under_way is not None:
-            begun, self._under_way = self._under_way, None
-            with self._profile.timed(COMMIT):
-                begun.result()
-
-    def close(self) -> None:
-        """Let the commit that is under way end, whatever becomes of the harvest."""
-        self._thread.shutdown()
+        with profile.timed(COMMIT):
+            commits.wait()
 
 
 def _put(job: Job, part: ComputedBatch, window: WindowWriter) -> None:

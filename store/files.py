@@ -30,9 +30,12 @@ def write_all_atomically(files: Mapping[Path, Sequence[bytes | memoryview]]) -> 
     Their syncs run side by side: a disk takes ten in little more than the time of one.
     """
     folders = {path.parent for path in files}
+    for folder in list(folders):
+        while not folder.is_dir():  # a new folder is a name in the one above, which must be durable too
+            folders.add(folder := folder.parent)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    if len(files) == 1:
+    if len(files) == 1 and len(folders) == 1:
         _write_synced(*next(iter(files.items())))
         sync_folder(*folders)
         return

@@ -150,6 +150,12 @@ class StoreWriter:
         """Begin a window."""
         return WindowWriter(self, window)
 
+    def mark_committed(self, windows: Iterable[int]) -> None:
+        """Take windows off those that are pending."""
+        for window in windows:
+            if window in self.pending:
+                self.pending.remove(window)
+
     def close(self) -> None:
         """Let another process write here."""
         if self._lock is not None:
@@ -254,8 +260,19 @@ class WindowWriter:
 
     def commit(self) -> None:
         """Write the window, then record it."""
+        self._writer.objects.write_all(self.write())
+        self._writer.mark_committed([self.number])
+
+    def write(self, beside: Files | None = None) -> Files:
+        """Write the bytes of the window; gives the files that record it, to be written once this has returned.
+
+        Parameters
+        ----------
+        beside
+            Files that are written along with it, such as the records of a window before.
+        """
         records: Files = {}
-        files: Files = {}
+        files: Files = dict(beside or {})
         for chunk in self.encoded():
             files |= chunk.files
             records |= chunk.record_files
@@ -263,9 +280,7 @@ class WindowWriter:
                 self._writer.objects.write_all(files)
                 files = {}
         self._writer.objects.write_all(files)
-        self._writer.objects.write_all(records)
-        if self.number in self._writer.pending:
-            self._writer.pending.remove(self.number)
+        return records
 
     def encoded(self) -> Iterator["EncodedChunk"]:
         """Each chunk of each array of the window, and its thumbnails, as they are to be written."""

@@ -41,7 +41,7 @@ WRITERS = (
     Writer("the same, cast by numpy", OURS, "write_plain.py"),
     Writer("the same, renamed, folder synced", OURS, "write_plain.py", options={"cast": False, "rename": True}),
     Writer("Thresher", OURS, "write_thresher.py"),
-    Writer("Thresher, two windows at once", OURS, "write_thresher.py", options={"at_once": 2}),
+    Writer("Thresher, each window before the next", OURS, "write_thresher.py", options={"together": False}),
     Writer("floor, files of 8,192 rows", OURS, "write_plain.py", 8192, {"cast": False}),
     Writer("Thresher, chunks of 8,192 rows", OURS, "write_thresher.py", 8192),
     Writer("zarr-python", ZARR, "write_zarr.py"),

@@ -84,14 +84,14 @@ def test_a_harvest_on_a_disk_that_fills_meanwhile_goes_on_once_there_is_room(mad
     stopper.write_text(
         "import sys\n"
         "from thresher.store.writer import WindowWriter\n"
-        "whole = WindowWriter.commit\n"
-        "def commit(self):\n"
+        "whole = WindowWriter.write\n"
+        "def write(self, beside):\n"
         "    if self.number == 4:\n"
         "        import os\n"
         "        stat = os.statvfs('disk')\n"
         "        open('disk/filler', 'wb').write(b'x' * (stat.f_bavail * stat.f_frsize - 20_000))\n"
-        "    return whole(self)\n"
-        "WindowWriter.commit = commit\n"
+        "    return whole(self, beside)\n"
+        "WindowWriter.write = write\n"
         "from thresher.cli import main\n"
         "main(sys.argv[1:])\n"
     )

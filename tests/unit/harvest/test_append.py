@@ -54,15 +54,14 @@ def files_below(path):
 
 
 def interrupt_after(monkeypatch, n):
-    real, committed = WindowWriter.commit, []
+    real = WindowWriter.write
 
-    def interrupted(self):
-        if len(committed) == n:
+    def interrupted(self, beside):
+        if self.number >= n:
             raise OSError(28, "No space left on device")
-        real(self)
-        committed.append(self.number)
+        return real(self, beside)
 
-    monkeypatch.setattr(WindowWriter, "commit", interrupted)
+    monkeypatch.setattr(WindowWriter, "write", interrupted)
 
 
 @pytest.mark.parametrize("token", ["cls", "patch"])

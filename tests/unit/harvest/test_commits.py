@@ -1,4 +1,4 @@
-"""Windows are written while the next ones are computed, and never more than that."""
+"""Windows are written while the next ones are computed, and never more than are said to be."""
 
 import threading
 
@@ -6,6 +6,7 @@ import pytest
 from thresher.harvest import batches
 from thresher.harvest.options import HarvestOptions
 from thresher.harvest.run import harvest
+from thresher.store import commits
 from thresher.store.errors import UnfinishedStoreError
 from thresher.store.reader import open_store
 from thresher.store.verify import verify_store
@@ -32,37 +33,46 @@ def files_below(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-def test_a_window_is_computed_while_the_one_before_is_written_and_one_at_a_time_is(
-    options, folder, tmp_path, monkeypatch
-):
+@pytest.fixture(params=[1, 2], ids=["large windows", "small windows"])
+def at_once(request, monkeypatch):
+    """Windows that are written at a time."""
+    if request.param == 1:
+        monkeypatch.setattr(commits, "_SMALL_BYTES", 0)
+    return request.param
+
+
+def test_a_window_is_computed_while_others_are_written(options, folder, tmp_path, monkeypatch, at_once):
     harvest(options(), folder, tmp_path / "whole.zarr")
-    real_commit, real_put = WindowWriter.commit, WindowWriter.put
-    is_begun = [threading.Event() for _ in range(6)]
-    is_begun[5].set()  # after the last window there is none
-    committing, most, order = [], 0, []
+    real_write, real_put = WindowWriter.write, WindowWriter.put
+    is_begun = [threading.Event() for _ in range(5)]
+    writing, most, lock = set(), 0, threading.Lock()
 
     def put(self, *arguments, **how):
         is_begun[self.number].set()
         real_put(self, *arguments, **how)
 
-    def commit(self):
+    def write(self, beside):
         nonlocal most
-        committing.append(self.number)
-        most = max(most, len(committing))
-        assert is_begun[self.number + 1].wait(WAIT_S), "the tower waits for the disk"
-        real_commit(self)
-        order.append(committing.pop())
+        with lock:
+            writing.add(self.number)
+            most = max(most, len(writing))
+        following = min(self.number + at_once, 4)  # after the last window there is none
+        assert is_begun[following].wait(WAIT_S), "the tower waits for the disk"
+        records = real_write(self, beside)
+        with lock:
+            writing.remove(self.number)
+        return records
 
     monkeypatch.setattr(WindowWriter, "put", put)
-    monkeypatch.setattr(WindowWriter, "commit", commit)
+    monkeypatch.setattr(WindowWriter, "write", write)
     harvest(options(), folder, tmp_path / "s.zarr")
-    assert (most, order) == (1, [0, 1, 2, 3, 4])
+    assert most == at_once
     assert files_below(tmp_path / "s.zarr") == files_below(tmp_path / "whole.zarr")
 
 
-def test_at_most_one_window_waits_to_be_written(options, folder, tmp_path, monkeypatch):
-    real_commit, real_window = WindowWriter.commit, WindowWriter.__init__
-    n_begun, n_done, ahead = 0, 0, []
+def test_no_more_windows_are_in_memory_than_are_said_to_be(options, folder, tmp_path, monkeypatch, at_once):
+    real_write, real_window = WindowWriter.write, WindowWriter.__init__
+    n_begun, n_done, ahead, lock = 0, 0, [], threading.Lock()
 
     def begin(self, writer, number):
         nonlocal n_begun
@@ -70,50 +80,54 @@ def test_at_most_one_window_waits_to_be_written(options, folder, tmp_path, monke
         ahead.append(n_begun - n_done)  # windows in memory, this one among them
         real_window(self, writer, number)
 
-    def commit(self):
+    def write(self, beside):
         nonlocal n_done
         threading.Event().wait(0.05)  # slower than the tower
-        real_commit(self)
-        n_done += 1
+        records = real_write(self, beside)
+        with lock:
+            n_done += 1
+        return records
 
     monkeypatch.setattr(WindowWriter, "__init__", begin)
-    monkeypatch.setattr(WindowWriter, "commit", commit)
+    monkeypatch.setattr(WindowWriter, "write", write)
     harvest(options(), folder, tmp_path / "s.zarr")
     assert len(ahead) == 5
-    assert max(ahead) == 2
+    assert max(ahead) == 1 + at_once
 
 
 @pytest.mark.parametrize("failing", [0, 2, 4])
 def test_a_window_that_cannot_be_written_ends_the_harvest_with_its_own_error(
-    options, folder, tmp_path, monkeypatch, failing
+    options, folder, tmp_path, monkeypatch, failing, at_once
 ):
-    real, tried = WindowWriter.commit, []
+    real, tried = WindowWriter.write, []
 
-    def commit(self):
+    def write(self, beside):
         tried.append(self.number)
         if self.number == failing:
             raise OSError(28, "No space left on device")
-        real(self)
+        return real(self, beside)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WindowWriter, "commit", commit)
+        patch.setattr(WindowWriter, "write", write)
         with pytest.raises(OSError, match="No space left on device"):
             harvest(options(), folder, tmp_path / "s.zarr")
-    assert tried == list(range(failing + 1))  # none after it
-    with pytest.raises(UnfinishedStoreError, match=f"holds {5 * failing} of 24 rows"):
+    beyond = set(tried) - set(range(failing + 1))
+    assert len(beyond) < at_once  # a window that was begun before the error was known
+    n_done = sum(min(5, 24 - 5 * number) for number in tried if number != failing)
+    with pytest.raises(UnfinishedStoreError, match=f"holds {n_done} of 24 rows"):
         open_store(tmp_path / "s.zarr")
-    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested == 24 - 5 * failing
+    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested == 24 - n_done
     assert verify_store(tmp_path / "s.zarr").problems == []
 
 
 def test_an_interrupt_leaves_the_window_whole_that_is_being_written(options, folder, tmp_path, monkeypatch):
-    real_commit, real_decode = WindowWriter.commit, batches.decode_image
+    real_write, real_decode = WindowWriter.write, batches.decode_image
     is_writing, is_interrupted = threading.Event(), threading.Event()
 
-    def commit(self):
+    def write(self, beside):
         is_writing.set()
         assert is_interrupted.wait(WAIT_S)
-        real_commit(self)
+        return real_write(self, beside)
 
     def decode(data):
         if is_writing.is_set():
@@ -122,7 +136,7 @@ def test_an_interrupt_leaves_the_window_whole_that_is_being_written(options, fol
         return real_decode(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WindowWriter, "commit", commit)
+        patch.setattr(WindowWriter, "write", write)
         patch.setattr(batches, "decode_image", decode)
         with pytest.raises(KeyboardInterrupt):
             harvest(options(), folder, tmp_path / "s.zarr")

@@ -231,16 +231,15 @@ def test_a_stopped_harvest_goes_on_and_ends_with_the_same_bytes(options, folder,
     harvest(options(), folder, tmp_path / "again.zarr")
     assert files_below(tmp_path / "whole.zarr") == files_below(tmp_path / "again.zarr")
 
-    real, written = WindowWriter.commit, []
+    real = WindowWriter.write
 
-    def interrupted(self):
-        if written:
+    def interrupted(self, beside):
+        if self.number:
             raise OSError(28, "No space left on device")
-        real(self)
-        written.append(self)
+        return real(self, beside)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WindowWriter, "commit", interrupted)
+        patch.setattr(WindowWriter, "write", interrupted)
         with pytest.raises(OSError, match="No space left"):
             harvest(options(), folder, tmp_path / "part.zarr")
     result = harvest(options(), folder, tmp_path / "part.zarr")
@@ -384,13 +383,13 @@ def test_a_worker_that_is_killed_is_reported_and_the_harvest_goes_on_later(optio
 
 
 def test_a_worker_that_dies_while_a_window_is_written_is_reported_too(options, folder, tmp_path, monkeypatch):
-    real = WindowWriter.commit
+    real = WindowWriter.write
 
-    def commit(self):
-        real(self)
+    def write(self, beside):
+        real(self, beside)
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # torch's, in its SIGCHLD handler
 
-    monkeypatch.setattr(WindowWriter, "commit", commit)
+    monkeypatch.setattr(WindowWriter, "write", write)
     with pytest.raises(ChildProcessError, match=r"a decoding process died \(DataLoader worker \(pid 7\)"):
         harvest(options(workers=1), folder, tmp_path / "s.zarr")
 

@@ -13,6 +13,7 @@ from thresher.harvest.run import harvest
 from thresher.harvest.sites import capture, resolve_sites
 from thresher.harvest.vision import load_tower
 from thresher.progress import Reporter
+from thresher.store import commits
 from thresher.store.errors import StoreError
 from thresher.store.format import SITES, Site
 from thresher.store.reader import open_store
@@ -156,6 +157,7 @@ def test_the_memory_of_a_large_window_is_told(options, folder, tmp_path, monkeyp
     quiet, told = Listener(), Listener()
     harvest(options(token="patch"), folder, tmp_path / "quiet.zarr", quiet)
     assert not any("of memory" in line for line in quiet.said)
+    monkeypatch.setattr(commits, "_SMALL_BYTES", 0)
     # Two windows, one of which is written: of images, tokens, width, bytes of float16.
     monkeypatch.setattr(announce, "_LARGE_WINDOW", 2 * 5 * 16 * 32 * 2 - 1)
     harvest(options(token="patch"), folder, tmp_path / "told.zarr", told)
@@ -175,16 +177,15 @@ def test_a_stopped_harvest_of_patches_goes_on_and_ends_with_the_same_bytes(optio
 
     chosen = options(token="patch", site=("resid_post", "mlp_out"))
     harvest(chosen, folder, tmp_path / "whole.zarr")
-    real, committed = WindowWriter.commit, []
+    real = WindowWriter.write
 
-    def interrupted(self):
-        if committed:
+    def interrupted(self, beside):
+        if self.number:
             raise OSError(28, "No space left on device")
-        real(self)
-        committed.append(self.number)
+        return real(self, beside)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WindowWriter, "commit", interrupted)
+        patch.setattr(WindowWriter, "write", interrupted)
         with pytest.raises(OSError, match="No space left"):
             harvest(chosen, folder, tmp_path / "part.zarr")
     assert harvest(chosen, folder, tmp_path / "part.zarr").n_harvested == 7

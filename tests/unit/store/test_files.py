@@ -38,6 +38,14 @@ def test_files_are_synced_then_named_then_their_folders_synced(events, tmp_path,
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_the_folders_that_hold_new_folders_are_synced_too(events, tmp_path):
+    (tmp_path / "there").mkdir()
+    write_all_atomically({tmp_path / "there/new/newer/file": [b"a"]})
+    synced = {path for kind, path in events if kind == "sync"}
+    assert {tmp_path / "there", tmp_path / "there/new", tmp_path / "there/new/newer"} <= synced
+    assert tmp_path not in synced
+
+
 def test_a_window_s_bytes_are_durable_before_any_of_its_records_is_there(make_store, events):
     made = make_store(200, rows_per_chunk=64, tokens=2)
     names = [path.relative_to(made.path) for kind, path in events if kind == "name" and made.path in path.parents]
