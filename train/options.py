@@ -82,7 +82,7 @@ class TrainOptions:
     b_dec_init: str = option("Where the decoder bias starts.", default="mean", choices=B_DEC_INITS)
     encoder_init: str = option(
         "Encoder at the decoder's transpose (times d_in / d_sae for relu, gated, jumprelu), or drawn independently of "
-        "it.",
+        "it, as a transcoder's always is.",
         default="transpose",
         choices=ENCODER_INITS,
     )
@@ -226,6 +226,12 @@ class TrainOptions:
             "dead_remedy",
             self.dead_remedy,
             f"is for variant jumprelu; variant {self.variant} has no thresholds",
+        )
+        _require(
+            self.normalize != "layer-norm" or not self.is_transcoder,
+            "normalize",
+            self.normalize,
+            "is undone by the reconstruction of the same row, and a transcoder has none: standardize, or expected-norm",
         )
         if self.images is not None:  # a run goes on from any folder
             object.__setattr__(self, "images", _lasting(self.images))

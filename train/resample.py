@@ -19,7 +19,8 @@ def resample_features(
 ) -> None:
     """Set dead features anew, and forget their moments (Bricken et al. 2023, "Neuron resampling").
 
-    Rows are drawn in proportion to the square of their reconstruction error. A feature's decoder row becomes the
+    Rows are drawn in proportion to the square of their squared error, none twice while there are enough, and none at
+    the decoder bias itself, from which no direction leads to it. A feature's decoder row becomes the
     direction of what its row lacks of the decoder bias, at norm 1; its encoder row the direction of the encoder's
     input, at 0.2 of the mean norm of the other features' encoder rows; its biases 0.
 
@@ -35,17 +36,19 @@ def resample_features(
     z, target = sae.scale(x), sae.scale_target(y)
     f = sae.encode_sparse(x)
     error = (f.pairs().times(sae.decoder) + sae.b_dec - target).square().sum(1)  # (n,)
-    weight = error.cpu().double().square()  # some devices have no float64
+    missing, inputs = target - sae.b_dec, sae.centred(z)
+    has_direction = (missing.norm(dim=1) != 0) & (inputs.norm(dim=1) != 0)
+    weight = torch.where(has_direction, error, 0.0).cpu().double().square()  # some devices have no float64
     if not torch.isfinite(weight).all() or not (weight > 0).any():
-        return  # every row is perfect, or the loss is about to stop the run
+        return  # every row is perfect or at the bias, or the loss is about to stop the run
     generator = torch.Generator().manual_seed((seed * _STRIDE + step) % (1 << 63))
     n_rows = int((weight > 0).sum())
     rows = torch.multinomial(weight, len(dead), replacement=len(dead) > n_rows, generator=generator).to(x.device)
     is_alive = torch.ones(sae.d_sae, dtype=torch.bool, device=x.device).index_fill_(0, dead, False)
     alive = sae.encoder[is_alive] if bool(is_alive.any()) else sae.encoder
     norm = alive.norm(dim=1).mean() * _ENCODER_SHARE
-    sae.decoder[dead] = _directions(target[rows] - sae.b_dec)
-    sae.encoder[dead] = _directions(sae.centred(z)[rows]) * norm
+    sae.decoder[dead] = _directions(missing[rows])
+    sae.encoder[dead] = _directions(inputs[rows]) * norm
     for name, parameter in sae.parameters().items():
         if parameter.ndim == 1 and name not in ("b_dec", "log_threshold"):
             parameter.index_fill_(0, dead, 0)

@@ -82,6 +82,10 @@ def test_every_recipe_names_only_options_and_makes_valid_ones():
         ({"expansion": -2.0}, "--expansion -2.0 must be above 0"),
         ({"layer": -2}, "--layer -2 is 0-based"),
         ({"dead_remedy": "preact"}, "--dead-remedy preact is for variant jumprelu"),
+        (
+            {"normalize": "layer-norm", "to_layer": 3},
+            "--normalize layer-norm is undone by the reconstruction of the same",
+        ),
         ({"precision": "fp16"}, "--precision fp16 must be one of"),
         ({"aux_k": 0}, "--aux-k 0 must be at least 1"),
     ],

@@ -71,6 +71,21 @@ def test_a_resampled_feature_points_where_its_row_was_missed():
                 assert (tensor[alive] == 1).all()
 
 
+def test_a_row_at_the_decoder_bias_gives_no_feature_its_direction():
+    sae, x = an_sae(), rows(3)
+    sae.b_enc.fill_(1.0)  # features fire there, so that it is reconstructed worst
+    x[1] = 0
+    sae.input_mean.zero_()
+    sae.b_dec.zero_()
+    adam = an_adam(sae)
+    for step in range(20):
+        resample_features(sae, adam, DEAD[:2], x, x, seed=0, step=step)
+        assert torch.allclose(sae.decoder[DEAD[:2]].norm(dim=1), torch.ones(2))
+    before = sae.decoder.clone()
+    resample_features(sae, adam, DEAD, x[1:2], x[1:2], seed=0, step=0)
+    assert torch.equal(sae.decoder, before)
+
+
 def test_rows_are_drawn_in_proportion_to_their_squared_loss():
     sae, x = an_sae(), rows(6)
     weight = squared_errors(sae, x) ** 2
