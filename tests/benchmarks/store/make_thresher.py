@@ -4,11 +4,13 @@ Apart from the reader, which needs no torch: the writer casts by it, and memory 
 """
 
 import time
+from contextlib import closing
 
 import numpy as np
 import torch  # noqa: F401
 from data import D_IN, Source
 from passes import Job, serve
+from thresher.store.commits import Commits
 from thresher.store.format import Site
 from thresher.store.layout import StoreSpec, keys_sha256
 from thresher.store.provenance import Provenance
@@ -53,7 +55,10 @@ def make(job: Job) -> dict[str, float]:
     labels = source.labels[: job.rows]
     spec, keys = spec_of(labels, job.options["row_order"]), keys_of(job.rows)
     writing_s = 0.0
-    with create_store(job.data, spec, keys=keys, labels=labels, overwrite=True) as writer:
+    with (
+        create_store(job.data, spec, keys=keys, labels=labels, overwrite=True) as writer,
+        closing(Commits(writer)) as commits,
+    ):
         for number in list(writer.pending):
             start, stop = writer.window_images(number)
             images = writer.order.images_at(np.arange(start, stop))
@@ -61,8 +66,11 @@ def make(job: Job) -> dict[str, float]:
             started = time.perf_counter()
             window = writer.window(number)
             window.put(start, {SITE: rows}, np.ones(len(rows), np.bool_), [], None)
-            window.commit()
+            commits.begin(window)
             writing_s += time.perf_counter() - started
+        started = time.perf_counter()
+        commits.wait()
+        writing_s += time.perf_counter() - started
     return {"writing_s": writing_s}
 
 
