@@ -14,7 +14,7 @@ from torch import Tensor
 from .._version import __version__
 from ..store.errors import StoreError
 from ..store.files import write_all_atomically
-from ..store.format import Site
+from ..store.format import SITES, TOKENS, Site
 from ..store.provenance import Provenance
 from ..store.reader import ActivationStore, open_store
 from .configuration import describe_store, one_site
@@ -133,6 +133,8 @@ def _places(
     known = replace(origin, **asked)
     target = Site.parse(known.target) if known.target is not None and _is_site(known.target) else None
     if store is None:
+        if asked and known.place is None:
+            raise ValueError(_what_is_missing(known))
         return known.place, target
     layer = known.layer
     if layer is not None and layer < 0:
@@ -143,6 +145,18 @@ def _places(
         raise StoreError(f"the SAE reads {sae.d_in} inputs and {store.url} ({site}) holds vectors of {d_in}.")
     require_same_tower(origin, store)
     return site, target
+
+
+def _what_is_missing(known: Origin) -> str:
+    """Why a place that was asked for is none; a store would tell it."""
+    for name, allowed in (("site", SITES), ("token", TOKENS)):
+        value = getattr(known, name)
+        if value is not None and value not in allowed:
+            return f"--{name} {value} must be one of {', '.join(allowed)}"
+    if known.layer is not None and known.layer < 0:
+        return f"--layer {known.layer} counts from a tower's last block: name its store with --store"
+    missing = " and ".join(f"--{name}" for name in ("layer", "site", "token") if getattr(known, name) is None)
+    return f"where the SAE's inputs are read is not known without {missing} (or a --store that tells)"
 
 
 def _is_site(path: str) -> bool:

@@ -214,6 +214,15 @@ def open_run(path: Path | str) -> Run:
     return Run(path, config)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder has the configuration of a run, whole or not."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return f'"{FORMAT}"'.encode() in file.read(200)
+
+
 def _require_whole(path: Path, config: Mapping[str, Any]) -> None:
     fields = dict(_CONFIG_FIELDS)
     if "imported" in config:

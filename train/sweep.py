@@ -16,7 +16,7 @@ from .loop import Failure, train_together
 from .member import TrainResult
 from .options import FREE_ON_RESUME
 from .ranks import ALONE, Ranks
-from .run_dir import CONFIG, SWEEP, make_folder, remove, remove_run
+from .run_dir import SWEEP, is_run, make_folder, remove, remove_run
 from .spliced import Splicer
 from .sweep_dir import FIGURE, TABLE, Sweep, SweepMember, open_sweep
 
@@ -146,7 +146,7 @@ class _Record:
         """Raise `StoreError` where something else is in the way of the sweep."""
         path = self.sweep.path
         for folder in (path, *path.absolute().parents):
-            if (folder / CONFIG).exists() and (folder / CONFIG).read_bytes()[:200].find(b'"thresher-run"') >= 0:
+            if is_run(folder):
                 raise StoreError(
                     f"{folder} is a run, and a sweep is not made over it or inside it: choose another RUN."
                 )

@@ -53,7 +53,7 @@ def read(path: Path) -> Foreign:
     plain = _READERS[kind](tensors)
     tensors.require_all_taken()
     if trainer.get("k") not in (None, plain.k):
-        raise StoreError(f"{path}: {CONFIG} says k = {trainer['k']}, and {WEIGHTS} has {plain.k}.")
+        raise StoreError(f"{path}: {CONFIG} says k = {trainer['k']!r}, and {WEIGHTS} has {plain.k}.")
     site = next((site for site, name in _SUBMODULE.items() if name == trainer.get("submodule_name")), None)
     theirs = {"model": trainer.get("lm_name"), "layer": trainer.get("layer"), "site": site}
     origin = Origin.from_json(config.get("thresher", theirs))

@@ -24,6 +24,10 @@ VARIANTS: dict[str, type[SparseAutoencoder]] = {
 }
 
 
+class MisfitError(StoreError):
+    """Weights that are no SAE together; whoever read them knows the file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlainSae:
     """f = select((x - b_dec) W_enc + b_enc), x_hat = f W_dec + b_dec, in float64.
@@ -93,7 +97,7 @@ class PlainSae:
         return plain if sae.centres_input else plain._shifted(-(mean @ plain.W_enc))
 
     def to_sae(self) -> SparseAutoencoder:
-        """The SAE of these weights, in float32; `StoreError` where they do not fit together."""
+        """The SAE of these weights, in float32; `MisfitError` where they do not fit together."""
         extra: dict[str, Any] = {"k": self.k} if self.k is not None else {}
         if self.threshold is not None:
             # Of a threshold of 0, which keeps what is above 0, the logarithm is -inf: its exponential is 0 again.
@@ -120,7 +124,7 @@ class PlainSae:
                 **extra,
             )
         except ValueError as error:
-            raise StoreError(f"the weights do not fit together: {error}.") from error
+            raise MisfitError(f"the weights do not fit together: {error}.") from error
 
     def centred(self, centres_input: bool) -> "PlainSae":
         """The same SAE, with `b_dec` subtracted from its input or not; a transcoder's is not."""

@@ -61,7 +61,7 @@ def read(path: Path) -> Foreign:
     W_enc = tensors.take("W_enc", None, None)
     d_in, d_sae = W_enc.shape
     if cfg.get("d_in", d_in) != d_in:
-        raise StoreError(f"{config_path} says d_in = {cfg['d_in']}, and {path} has {d_in}.")
+        raise StoreError(f"{config_path} says d_in = {cfg['d_in']!r}, and {path} has {d_in}.")
     is_gated = architecture == "gated"
     arguments = cfg.get("activation_fn_kwargs")
     k = None

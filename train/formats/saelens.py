@@ -78,7 +78,7 @@ def read(path: Path) -> Foreign:
     tensors.require_all_taken()
     for name, here in (("d_in", d_in), ("d_sae", d_sae)):
         if cfg.get(name, here) != here:
-            raise StoreError(f"{path}: {CONFIG} says {name} = {cfg[name]}, and {WEIGHTS} has {here}.")
+            raise StoreError(f"{path}: {CONFIG} says {name} = {cfg[name]!r}, and {WEIGHTS} has {here}.")
     if variant == "topk" and cfg.get("rescale_acts_by_decoder_norm"):
         norm = plain.decoder_norm()
         plain = plain.scaled_by(torch.where(norm > 0, norm, 1.0))

@@ -20,7 +20,7 @@ from .reading import MAX_JSON_BYTES, Tensors, parse_json, read_pt, require_k, re
 
 FILE = "sae.pt"
 _SCHEMA = 5
-_SCHEMAS = (None, 2, 3, 4, _SCHEMA)
+_SCHEMAS = (2, 3, 4, _SCHEMA)
 _VARIANT_OF = {"Relu": "relu", "TopK": "topk", "BatchTopK": "batchtopk"}
 _NOTE = "saev's TopK keeps negative activations where fewer than k are positive; thresher's and others' do not."
 
@@ -46,7 +46,8 @@ def read(path: Path) -> Foreign:
             f"{path} is of schema 1, which does not say whether b_dec is subtracted from the input: load it with saev "
             "and dump it again."
         )
-    require_word(header, "schema", _SCHEMAS, path, None)
+    if schema is not None:
+        require_word(header, "schema", _SCHEMAS, path, None)
     cfg = header if schema is None else header.get("cfg")
     activation = cfg.get("activation") if isinstance(cfg, dict) else None
     if schema is None:

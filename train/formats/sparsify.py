@@ -28,11 +28,13 @@ def read(path: Path) -> Foreign:
     require_word(config, "activation", ("topk",), path / CONFIG, "topk")
     if config.get("skip_connection"):
         raise StoreError(f"{path / CONFIG}: skip_connection is set, and thresher's transcoders have none.")
+    if config.get("signed"):  # in older versions
+        raise StoreError(f"{path / CONFIG}: signed is set, and thresher's features are never below 0.")
     tensors = Tensors(path / WEIGHTS, read_safetensors(path / WEIGHTS))
     encoder = tensors.take("encoder.weight", None, None)
     d_sae, d_in = encoder.shape
     if config.get("d_in", d_in) != d_in:
-        raise StoreError(f"{path}: {CONFIG} says d_in = {config['d_in']}, and {WEIGHTS} has {d_in}.")
+        raise StoreError(f"{path}: {CONFIG} says d_in = {config['d_in']!r}, and {WEIGHTS} has {d_in}.")
     is_transcoder = bool(config.get("transcode", False))
     plain = PlainSae(
         variant="topk",

@@ -220,3 +220,43 @@ def test_a_json_file_too_large_to_be_a_configuration_is_not_parsed(tmp_path):
         file.truncate((16 << 20) + 1)
     with pytest.raises(StoreError, match="more than 16 MiB of JSON"):
         read_json(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "pipe is neither a file nor a folder", tmp_path)
+
+
+def test_weights_that_fit_no_configuration_are_told_with_their_place(tmp_path):
+    source = saelens(tmp_path / "sae", {**CFG, "architecture": "topk", "k": F + 1})
+    refused(source, rf"{source}: the weights do not fit together: k = 7 must be from 1 to the 6 features", tmp_path)
+
+
+def test_features_below_zero_are_not_left_out_unsaid(tmp_path):
+    folder = tmp_path / "sparsify"
+    folder.mkdir()
+    state = weights(**{"W_enc": None, "b_enc": None})
+    save_file(state | {"encoder.weight": torch.ones(F, D), "encoder.bias": torch.zeros(F)}, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"k": 2, "d_in": D, "signed": True}))
+    refused(folder, "signed is set, and thresher's features are never below 0", tmp_path)
+
+
+def test_a_run_is_told_to_need_no_import(tmp_path):
+    import_sae(saelens(tmp_path / "sae"), tmp_path / "first")
+    refused(tmp_path / "first", r"first is a run of thresher, which needs no import: `thresher encode", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"layer": 3}, "not known without --site and --token"),
+        ({"layer": 3, "token": "cls"}, r"not known without --site \(or a --store that tells\)"),
+        ({"site": "resid"}, "--site resid must be one of resid_post"),
+        ({"layer": 1, "site": "resid_post", "token": "CLS"}, "--token CLS must be one of cls"),
+        ({"layer": -2, "site": "resid_post", "token": "cls"}, "--layer -2 counts from a tower's last block: name its"),
+    ],
+)
+def test_a_place_that_is_only_half_told_is_not_forgotten(tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        import_sae(saelens(tmp_path / "sae"), tmp_path / "run", ImportOptions(**options))
+    assert not (tmp_path / "run").exists()
