@@ -213,12 +213,13 @@ class Member:
         sae = state.sae
         z = sae.scale(batch[self._source.index])
         target = sae.scale_target(batch[self._source.target_index]) if self._source.is_transcoder else None
+        self._coefficient = state.penalty.at(state.step)
         with float32_matmuls(options.precision):
             result = compute_step(
                 sae,
                 z,
                 self._dead() if self._objective.dead != "none" else None,
-                replace(self._objective, sparsity=state.penalty.at(state.step)),
+                replace(self._objective, sparsity=self._coefficient),
                 target=target,
                 n_total=options.batch_size,
                 ranks=self._ranks,
@@ -294,7 +295,7 @@ class Member:
             "loss": float(result.loss),
             **numbers,
             "sparsity": float(result.sparsity),
-            "coefficient": float(state.penalty.at(state.step - 1)) if state.sae.has_penalty else None,
+            "coefficient": float(self._coefficient) if state.sae.has_penalty else None,
             "l0": float(result.l0),
             "dead_loss": float(result.dead_loss),
             "gradient_norm": float(self._gradient_norm),

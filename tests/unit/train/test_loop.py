@@ -88,6 +88,19 @@ def test_a_run_stopped_and_resumed_equals_an_unbroken_one(small_store, tmp_path,
     assert numbers(tmp_path / "broken") == numbers(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("target", [None, 6.0])
+def test_a_logged_loss_is_the_error_and_the_logged_coefficient_times_the_penalty(small_store, tmp_path, target):
+    options = replace(
+        RELU, error="mse", dead_remedy="none", l1=0.03, target_l0=target, sparsity_warmup=25, log_every=1, eval_every=0
+    )
+    train(options, small_store, tmp_path / "run")
+    logged = [m for m in open_run(tmp_path / "run").metrics() if m["split"] == "train"]
+    for m in logged:
+        assert m["loss"] == pytest.approx(m["mse"] + m["coefficient"] * m["sparsity"], rel=1e-5)
+    assert (logged[0]["coefficient"], logged[1]["coefficient"] > 0) == (0, True)
+    assert (logged[-1]["coefficient"] == pytest.approx(0.03)) == (target is None)
+
+
 @pytest.mark.parametrize("options", [TOPK, RELU], ids=["topk", "relu with ghost grads"])
 def test_dead_features_do_occur_in_the_resumed_runs(small_store, tmp_path, options):
     train(options, small_store, tmp_path / "run")
