@@ -179,7 +179,7 @@ def compute_alignment(run: "Run", options: AlignOptions, reporter: Reporter) -> 
                 reporter.say(f"covariance of up to {options.covariance_rows:,} of {store.n_valid:,} rows of {place}")
                 moments[place] = sample_moments(array, options.covariance_rows, options.seed)
             directions = encoder_blocks(sae) if side == "encoder" else decoder_blocks(sae)
-            sides.append(_align_side(side, place, directions, outputs, moments[place], options, device, reporter))
+            sides.append(align_side(side, place, directions, outputs, moments[place], options, device, reporter))
     images = neuron_images(
         sides[0].main.outputs, site, store, run.path, statistics, moments[site], is_counted, options, reporter
     )
@@ -216,7 +216,7 @@ def decoder_blocks(sae: "SparseAutoencoder") -> list[Tensor]:
     return [unit_rows(part.double() * sae.output_scale.double()) for part in sae.decoder.split(BLOCK)]
 
 
-def _align_side(
+def align_side(
     side: str,
     site: Site,
     directions: list[Tensor],
@@ -226,6 +226,10 @@ def _align_side(
     device: torch.device,
     reporter: Reporter,
 ) -> SideAlignment:
+    """Hold unit directions, `(BLOCK, d)` at a time, and as many random ones against the outputs of a site.
+
+    Memory: the directions given, one set of vectors, the cosines of a block, and 16,384 random directions of each kind.
+    """
     n, d = sum(len(block) for block in directions), directions[0].shape[1]
     nulls = [RandomDirections("isotropic", d, options.seed)]
     matched = moments.directions(options.seed)

@@ -86,6 +86,7 @@ def _cosine_histogram(axes: "Axes", main: "SetAlignment", is_absolute: bool, ali
             [], [], " ", label=f"   its {percentile}th percentile {level:.3f}: {100 * above:.0f} % of features above"
         )
     axes.set_ylabel(f"share of directions\n({'absolute' if is_absolute else 'signed'} cosine)")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.55)  # room for the legend
     legend = axes.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.85)
     legend.set_zorder(5)
 
