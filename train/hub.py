@@ -115,7 +115,12 @@ def pull(repo_id: str, run_path: Path | str, options: PullOptions | None = None)
 def _check_repo_id(repo_id: str) -> None:
     from huggingface_hub.utils import validate_repo_id
 
-    validate_repo_id(repo_id)
+    try:
+        validate_repo_id(repo_id)
+    except ValueError:
+        raise ValueError(
+            f"{repo_id!r} names no repository of the hub: OWNER/NAME, of letters, digits, '-', '_' and '.'"
+        ) from None
 
 
 def _token(path: str | None) -> str | None:

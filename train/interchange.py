@@ -15,6 +15,7 @@ from .._version import __version__
 from ..store.errors import StoreError
 from ..store.files import write_all_atomically
 from ..store.format import SITES, TOKENS, Site
+from ..store.outside import require_outside_stores
 from ..store.provenance import Provenance
 from ..store.reader import ActivationStore, open_store
 from .configuration import describe_store, one_site
@@ -22,7 +23,7 @@ from .formats import FORMATS, Foreign, Origin, Outgoing, PlainSae, hash_of, read
 from .interchange_options import ExportOptions, ImportOptions
 from .models import SparseAutoencoder
 from .options import TrainOptions
-from .run_dir import CONFIG, WEIGHTS, Run, create_run, open_run
+from .run_dir import CONFIG, SWEEP, WEIGHTS, Run, create_run, is_run, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +191,8 @@ def export_sae(run_path: Path | str, out: Path | str, options: ExportOptions | N
     Raises
     ------
     StoreError
-        When the format cannot express the SAE (nothing is written then), or files are there already.
+        When the format cannot express the SAE, files are there already, or `out` is a run or in a store; nothing is
+        written then.
     """
     options, out = options or ExportOptions(), Path(out)
     format_ = FORMATS[options.format]
@@ -198,6 +200,7 @@ def export_sae(run_path: Path | str, out: Path | str, options: ExportOptions | N
     is_file = format_.file_name is not None and out.suffix == ".pt"
     files = {out if is_file else out / name: content for name, content in written.files.items()}
     _refuse_existing(out, is_file=is_file, overwrite=options.overwrite)
+    require_outside_stores(next(iter(files)), "OUT")
     write_all_atomically({path: (content,) for path, content in files.items()})
     return ExportResult(
         out_path=out,
@@ -209,6 +212,8 @@ def export_sae(run_path: Path | str, out: Path | str, options: ExportOptions | N
 
 
 def _refuse_existing(out: Path, *, is_file: bool, overwrite: bool) -> None:
+    if is_run(out) or (out / SWEEP).exists():  # whose own weights have the name of some formats' files
+        raise StoreError(f"{out} is a run or a sweep, which an export does not go into: name another OUT.")
     if is_file and out.is_dir():
         raise StoreError(f"{out} is a folder: name a file, or a folder whose name does not end in .pt.")
     if not is_file and out.exists() and not out.is_dir():

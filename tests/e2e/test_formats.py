@@ -39,7 +39,7 @@ def test_what_cannot_be_done_is_one_line_and_leaves_nothing(chain, refused, tmp_
     torch.save({"encoder.weight": torch.ones(2), "x": print}, bad / "ae.pt")
     refused("import", bad, tmp_path / "run", says="wants to load")
     assert not (tmp_path / "run").exists()
-    refused("pull", "not a name", tmp_path / "run", says="Repo id", status=2)
+    refused("pull", "not a name", tmp_path / "run", says="names no repository", status=2)
 
 
 def test_an_imported_run_is_not_resumed(chain, thresher, refused, tmp_path):

@@ -117,8 +117,9 @@ def test_what_the_hub_refuses_is_one_line(hub, run, token_file, tmp_path, monkey
     refused("has no such revision: check --revision", NAME, back, revision="v9")
     hub.repositories[NAME].gated = True
     refused("is gated: ask for access", NAME, back)
-    with pytest.raises(ValueError, match="Repo id"):
-        pull("not a name", back)
+    for name in ("not a name", "../x", "a/b/c", "https://huggingface.co/someone/clip-sae", ""):
+        with pytest.raises(ValueError, match=f"'{name}' names no repository of the hub: OWNER/NAME, of letters"):
+            pull(name, back)
     (tmp_path / "two").write_text("one two")
     refused("does not hold one access token", NAME, back, token_file=str(tmp_path / "two"))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

@@ -190,6 +190,19 @@ def test_an_export_replaces_nothing_unasked(trained, tmp_path):
     assert not (tmp_path / "post").exists()
 
 
+@pytest.mark.parametrize("name", ["sparsify", "thresher"])
+def test_an_export_goes_into_no_run_nor_store(name, trained, tmp_path):
+    made, run = trained
+    options, before = ExportOptions(format=name, overwrite=True), (run / "sae.safetensors").read_bytes()
+    with pytest.raises(StoreError, match="is a run or a sweep, which an export does not go into"):
+        export_sae(run, run, options)
+    assert (run / "sae.safetensors").read_bytes() == before
+    for out in (made.path, made.path / "below"):
+        with pytest.raises(StoreError, match=r"lies inside the store .*: name another OUT"):
+            export_sae(run, out, options)
+    assert not (made.path / "sae.safetensors").exists()
+
+
 def test_the_post_s_layer_is_counted_from_the_store_s_last(make_store, tmp_path):
     made = make_store()  # three blocks, of which it holds the second
     options = TrainOptions(
