@@ -88,6 +88,14 @@ def test_a_run_stopped_and_resumed_equals_an_unbroken_one(small_store, tmp_path,
     assert numbers(tmp_path / "broken") == numbers(tmp_path / "unbroken")
 
 
+def test_every_number_of_metrics_jsonl_is_defined(small_store, tmp_path):
+    train(RELU, small_store, tmp_path / "run")
+    page = (Path(__file__).parents[3] / "docs" / "definitions.md").read_text()
+    for name in {name for m in open_run(tmp_path / "run").metrics() for name in m}:
+        if name not in ("step", "rows", "split", "n_rows", "l0_above_0.1"):
+            assert f"`{name}`" in page or name.replace("_", " ") in page, name
+
+
 @pytest.mark.parametrize("target", [None, 6.0])
 def test_a_logged_loss_is_the_error_and_the_logged_coefficient_times_the_penalty(small_store, tmp_path, target):
     options = replace(
