@@ -1,5 +1,6 @@
 """Long one-dimensional zarr arrays written front to back, their length unknown until the end."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 
 CHUNK = 1 << 18
 """Entries a chunk: 1 MB of float32, so that one feature's or one row's entries cost one short read."""
+_ARRAY_CHUNK_BYTES = 1 << 20
 _CHUNKS_AT_ONCE = 8  # written together: zarr encodes them side by side
 
 
@@ -24,11 +26,37 @@ def codecs(kind: str) -> tuple[Any, ...]:
     return (BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"), Crc32cCodec())
 
 
-class Column:
-    """An array that grows at its end, through a buffer of whole chunks."""
+@dataclass(frozen=True)
+class ColumnState:
+    """Where a column stands: enough to go on writing it."""
 
-    def __init__(self, group: Any, path: str, dtype: Any, *, chunk: int = CHUNK) -> None:
+    n_written: int
+    """Values in whole chunks, which are in their files."""
+    tail: NDArray[Any]
+    """The values after them, fewer than a chunk."""
+
+
+class Column:
+    """An array that grows at its end, through a buffer of whole chunks.
+
+    Parameters
+    ----------
+    state
+        Go on with the array that is there, from here; what was written after it is written again.
+    """
+
+    def __init__(
+        self, group: Any, path: str, dtype: Any, *, chunk: int = CHUNK, state: ColumnState | None = None
+    ) -> None:
         dtype = np.dtype(dtype)
+        self.path, self._chunk = path, chunk
+        self._buffer = np.empty(chunk * _CHUNKS_AT_ONCE, dtype)
+        if state is not None:
+            self._array = group[path]
+            self._written, self._held = state.n_written, len(state.tail)
+            self._reserved = self._array.shape[0]
+            self._buffer[: self._held] = state.tail
+            return
         self._array = group.create_array(
             path,
             shape=(0,),
@@ -39,7 +67,6 @@ class Column:
             # zarr would leave out chunks that hold only the fill value: a chunk that is not there would mean nothing
             config={"write_empty_chunks": True},
         )
-        self._buffer = np.empty(chunk * _CHUNKS_AT_ONCE, dtype)
         self._held = 0
         self._written = 0
         self._reserved = 0
@@ -56,18 +83,43 @@ class Column:
             self._held += n
             done += n
             if self._held == len(self._buffer):
-                self._flush()
+                self._flush(self._held)
+
+    def settle(self) -> ColumnState:
+        """Write the whole chunks that are held and say where the column stands."""
+        n = self._held - self._held % self._chunk
+        if n:
+            self._flush(n)
+        return ColumnState(self._written, self._buffer[: self._held].copy())
+
+    def chunk_files(self, n_before: int) -> list[str]:
+        """Files, below the group's folder, of the whole chunks that hold values from `n_before` on."""
+        return [f"{self.path}/c/{i}" for i in range(n_before // self._chunk, self._written // self._chunk)]
 
     def close(self) -> None:
         """Write what is still held; the array takes its final length."""
-        self._flush()
+        self._flush(self._held)
         self._array.resize((self._written,))
 
-    def _flush(self) -> None:
-        stop = self._written + self._held
+    def _flush(self, n: int) -> None:
+        stop = self._written + n
         if stop > self._reserved:
             # Doubled, since zarr lists every chunk of the array each time that its length changes.
             self._reserved = max(stop, 2 * self._reserved)
             self._array.resize((self._reserved,))
-        self._array[self._written : stop] = self._buffer[: self._held]
-        self._written, self._held = stop, 0
+        self._array[self._written : stop] = self._buffer[:n]
+        self._buffer[: self._held - n] = self._buffer[n : self._held].copy()
+        self._written, self._held = stop, self._held - n
+
+
+def write_array(group: Any, name: str, values: NDArray[Any]) -> None:
+    """Write a whole array into a group, in chunks of about a megabyte along its first axis."""
+    row_bytes = values.itemsize * int(np.prod(values.shape[1:]))
+    chunk = max(1, min(len(values), _ARRAY_CHUNK_BYTES // max(1, row_bytes)))
+    group.create_array(
+        name,
+        data=values,
+        chunks=(chunk, *(max(1, size) for size in values.shape[1:])),
+        compressors=codecs("float" if values.dtype.kind == "f" else "integer"),
+        fill_value=np.nan if values.dtype.kind == "f" else 0,
+    )

@@ -7,10 +7,12 @@ from pathlib import Path
 from ..progress import format_bytes, format_s
 from ..store.errors import StoreError
 from ..store.files import free_bytes
+from .activation_bins import N_BINS
 
 SAMPLE_BYTES = 4_000_000
 """Of features, read and counted once to learn the rate: some tenths of a second."""
-_FEATURE_BYTES = 8 + 8 + 4 + 4 + 2 + 4 + 2 + 1  # n_active, sum, max, mean_top, n_pos, label_entropy, n_labelled, is_uld
+# n_active, sum, max, mean_top, n_pos, label_entropy, n_labelled, is_uld, effective_n; 64 bins of a histogram
+_FEATURE_BYTES = 8 + 8 + 4 + 4 + 2 + 4 + 2 + 1 + 4 + N_BINS * 4
 _TOP_BYTES = 8 + 4 + 4  # row, value and label of one of the k largest values
 _FIGURES_BYTES = 10_000_000  # five figures of 50 kB; contact sheets of 12 features are 2 MB each
 _SMALL_BYTES = 100_000  # stats.json, metadata, the L0 histograms
@@ -39,15 +41,20 @@ def forecast_counting(n_rows: int, n_sample: int, count_sample: Callable[[], obj
     return f"{n_rows:,} rows to count, about {format_s(seconds)} on one core"
 
 
-def require_space(out_dir: Path, d_sae: int, k: int, *, figures: bool) -> str:
+def require_space(out_dir: Path, d_sae: int, k: int, *, figures: bool, more_bytes: int = 0) -> str:
     """What will be written to `out_dir`, in words.
+
+    Parameters
+    ----------
+    more_bytes
+        Of the details (`details.details_bytes`).
 
     Raises
     ------
     StoreError
         When the disk does not hold it.
     """
-    need, free = statistics_bytes(d_sae, k, figures=figures), free_bytes(out_dir)
+    need, free = statistics_bytes(d_sae, k, figures=figures) + more_bytes, free_bytes(out_dir)
     if need > free:
         raise StoreError(
             f"{out_dir} needs up to {format_bytes(need)} for the statistics of {d_sae:,} features and "

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..options import option
 
 SPLITS = ("train", "heldout", "all")
+ENCODE_PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,12 @@ class EncodeOptions:
     tile_features: int = option(
         "Features whose pre-activations are held at a time; bounds memory at large d_sae.", default=4096, metavar="N"
     )
+    precision: str = option(
+        "How active features are found: in float32, or in bf16 with a margin that covers its rounding. Their values "
+        "are float32 either way.",
+        default="fp32",
+        choices=ENCODE_PRECISIONS,
+    )
     device: str = option("auto, cpu, cuda, cuda:N or mps.", default="auto")
     size_limit_gb: float = option(
         "Refuse to write more than this many GB (10^9 bytes) of features without --force.", default=50.0, metavar="GB"
@@ -34,6 +41,7 @@ class EncodeOptions:
         _check_positive("rows", self.rows)
         _check_positive("block_rows", self.block_rows)
         _check_positive("tile_features", self.tile_features)
+        _check_choice("precision", self.precision, ENCODE_PRECISIONS)
         if not self.size_limit_gb > 0:
             raise ValueError(f"size_limit_gb must be above 0; got {self.size_limit_gb}")
 
@@ -56,6 +64,31 @@ class StatsOptions:
     scheduler: str | None = option(
         "Compute on the Dask cluster at this address (tcp://host:port).", default=None, metavar="ADDRESS"
     )
+    samples: int = option(
+        "Rows to keep of each feature's top, 75, 50 and 25 % quantile and of those drawn at random; 0 leaves them and "
+        "the labels of all firing rows out.",
+        default=8,
+        metavar="N",
+    )
+    cofiring: int = option("Partners to keep of each feature; 0 leaves co-firing out.", default=32, metavar="N")
+    cofiring_rows: int | None = option(
+        "Rows to count co-firing on, evenly spaced; each process holds their features. The default is as many as have "
+        "8 million activations.",
+        default=None,
+        metavar="N",
+    )
+    nearest: int = option(
+        "Nearest features to keep by decoder and by encoder cosine; 0 leaves them out.", default=32, metavar="N"
+    )
+    null_draws: int = option(
+        "Random labellings for the label entropy by chance; 0 leaves it out.", default=200, metavar="N"
+    )
+    embeddings: str | None = option(
+        "Image embeddings for the monosemanticity score: .npy file or zarr array, one a row of the store.",
+        default=None,
+        metavar="FILE",
+    )
+    device: str = option("For the nearest features: auto, cpu, cuda, cuda:N or mps.", default="auto")
     figures: bool = option("Draw the figures and contact sheets.", default=True)
     sheet_features: tuple[int, ...] = option(
         "Features to show in a contact sheet of their own; may be given several times.",
@@ -64,7 +97,7 @@ class StatsOptions:
         metavar="ID",
     )
     sheet_rows: int = option("Features on each contact sheet.", default=12, metavar="N")
-    seed: int = option("Seed of the features drawn for the contact sheet.", default=0)
+    seed: int = option("Seed of the rows, labels and contact sheet's features drawn at random.", default=0)
     overwrite: bool = option("Replace the statistics that the run already has.", default=False)
     task_bytes: int = option("Bytes of features that one Dask task reads.", default=64_000_000, metavar="BYTES")
 
@@ -82,6 +115,10 @@ class StatsOptions:
         _check_positive("workers", self.workers)
         _check_positive("sheet_rows", self.sheet_rows)
         _check_positive("task_bytes", self.task_bytes)
+        for name in ("samples", "cofiring", "nearest", "null_draws"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
+        _check_positive("cofiring_rows", self.cofiring_rows)
         if self.workers is not None and self.scheduler is not None:
             raise ValueError("workers starts a local cluster and scheduler joins another: give one of the two")
         if any(f < 0 for f in self.sheet_features):

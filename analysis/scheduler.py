@@ -1,13 +1,18 @@
 """Where Dask computes: threads of this process, local worker processes, or a cluster that is already there."""
 
 import logging
+import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from multiprocessing import resource_tracker
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 _CONNECT_TIMEOUT_S = 20.0
 
@@ -20,6 +25,12 @@ class Compute(Protocol):
 
     def run(self, root: Any, leaves: Sequence[Any], on_leaf: Callable[[], None]) -> Any:
         """Compute the delayed `root`; call `on_leaf` as each of the delayed `leaves` below it is done."""
+
+    def each(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        """Compute `function(*call)` of each call; the results in order, few of them held at a time.
+
+        The arguments are given to every process by value: numbers and paths, not arrays of rows.
+        """
 
 
 @contextmanager
@@ -64,6 +75,13 @@ class _ThreadCompute:
         with Callback(posttask=after):
             return root.compute(scheduler="threads", optimize_graph=False)
 
+    def each(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        from dask import compute, delayed
+
+        of_one = delayed(function, pure=False)
+        for some in _batched(calls, 2 * (os.cpu_count() or 1)):
+            yield from compute(*(of_one(*call) for call in some), scheduler="threads", optimize_graph=False)
+
 
 class _ClientCompute:
     def __init__(self, client: Any, description: str) -> None:
@@ -77,13 +95,30 @@ class _ClientCompute:
         del futures
         # Each leaf is let go as it is done: the merges hold what they still need, so a worker's memory does not grow
         # with the number of ranges.
-        waiting = as_completed(done)
+        waiting = as_completed(done, loop=self._client.loop)  # else it looks for a default client: there is none
         del done
         for future in waiting:
             if future.key != result.key:  # of one range, that leaf is the root
                 future.release()
             on_leaf()
         return result.result()
+
+    def each(self, function: Callable[..., T], calls: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        at_once = 2 * max(1, sum(self._client.nthreads().values()))  # those computed, and as many in waiting
+        waiting: deque[Any] = deque()
+        for call in calls:
+            waiting.append(self._client.submit(function, *call, pure=False))
+            if len(waiting) >= at_once:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _batched(items: Iterable[T], n: int) -> Iterator[tuple[T, ...]]:
+    """Give the items n at a time."""
+    iterator = iter(items)
+    while some := tuple(islice(iterator, n)):
+        yield some
 
 
 @contextmanager
@@ -102,8 +137,9 @@ def _local_cluster(workers: int) -> Iterator[Any]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
-                worker_dashboard_address=None,
+                # ports of their own, on loopback: the default is 8787, of every interface
+                dashboard_address="127.0.0.1:0",
+                worker_dashboard_address="127.0.0.1:0",
                 silence_logs=logging.ERROR,
                 local_directory=folder,
             )

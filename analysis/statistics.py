@@ -1,6 +1,7 @@
 """Per-feature statistics over stored row ranges, computed by Dask as a tree of mergeable totals."""
 
 import itertools
+import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ from numpy.typing import NDArray
 from ..progress import Reporter
 from ..store.errors import StoreError
 from ..train.l0 import L0Summary
-from .entropy import label_entropy
+from .entropy import effective_sample_size, label_entropy
 from .features import open_features
 from .forecast import SAMPLE_BYTES, forecast_counting
 from .scheduler import Compute
 from .totals import FeatureTotals, merge_totals
 
-_MERGE_AT_ONCE = 4  # totals of 65,536 features are 24 MB: a merge holds five
+_MERGE_AT_ONCE = 4  # totals of 65,536 features are 40 MB: a merge holds five
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class FeatureStatistics:
     """`(d_sae,)`: nats, NaN where undefined."""
     n_labelled: NDArray[np.uint16]
     """`(d_sae,)`: firing labelled rows that the entropy is over."""
+    effective_n: NDArray[np.float32]
+    """`(d_sae,)`: effective sample size of their weights p: 1 / sum p^2; NaN where none is labelled."""
     top_row: NDArray[np.int64]
     """`(d_sae, k)`: rows of the largest values, the lower first among equals; -1 unfilled."""
     top_value: NDArray[np.float32]
@@ -57,8 +60,14 @@ class FeatureStatistics:
     """`(d_sae, k)`: those rows' labels, -1 none."""
     l0_counts: NDArray[np.int64]
     """Rows with exactly i features > 0."""
-    l0_above_counts: NDArray[np.int64]
-    """Rows with exactly i features > 0.1."""
+    l0_counts_above: NDArray[np.int64]
+    """`(thresholds, up to the largest + 1)`: rows with exactly i features above each of `L0_THRESHOLDS`."""
+    histogram: NDArray[np.unsignedinteger[Any]]
+    """`(d_sae, 64)`: how many values of the feature fall into each of `BIN_EDGES`."""
+    label_ids: NDArray[np.int32]
+    """The labels that valid rows carry, ascending."""
+    label_rows: NDArray[np.int64]
+    """How many valid rows carry each."""
     max_l0_row: int
     """The first row with the largest L0; -1 when there is no valid row."""
     workers: frozenset[str]
@@ -71,6 +80,7 @@ class FeatureStatistics:
         top_sum = totals.top_value.sum(axis=1, dtype=np.float64)
         mean_top = np.divide(top_sum, n_pos, out=np.full(totals.d_sae, np.nan), where=n_pos > 0)
         entropy, n_labelled = label_entropy(totals.top_value, totals.top_label, min_labelled=min_labelled)
+        effective_n = effective_sample_size(totals.top_value, totals.top_label)
         return cls(
             k=totals.k,
             min_labelled=min_labelled,
@@ -84,11 +94,15 @@ class FeatureStatistics:
             n_pos=n_pos.astype(np.uint16),
             label_entropy=entropy,
             n_labelled=n_labelled,
+            effective_n=effective_n,
             top_row=totals.top_row,
             top_value=totals.top_value,
             top_label=totals.top_label,
             l0_counts=totals.l0_counts,
-            l0_above_counts=totals.l0_above_counts,
+            l0_counts_above=totals.l0_counts_above,
+            histogram=totals.histogram,
+            label_ids=totals.label_ids,
+            label_rows=totals.label_rows,
             max_l0_row=totals.max_l0_row,
             workers=totals.workers,
         )
@@ -116,9 +130,55 @@ class FeatureStatistics:
         return L0Summary.of_counts(self.l0_counts)
 
     @property
+    def l0_above_counts(self) -> NDArray[np.int64]:
+        """Rows with exactly i features > 0.1."""
+        return self.l0_counts_above[0]
+
+    @property
     def l0_above(self) -> L0Summary:
         """Number of features > 0.1 on a row."""
         return L0Summary.of_counts(self.l0_above_counts)
+
+    @property
+    def label_entropy_bits(self) -> NDArray[np.float64]:
+        """`(d_sae,)`: label entropy in bits."""
+        return self.label_entropy.astype(np.float64) / math.log(2)
+
+    @property
+    def label_entropy_share(self) -> NDArray[np.float64]:
+        """`(d_sae,)`: label entropy as a share of the most it could be, ln of the number of its rows: 0 to 1."""
+        most = np.log(np.maximum(self.n_labelled, 2).astype(np.float64))  # of one row, entropy is 0
+        return self.label_entropy / most
+
+    def mean_top_at(self, k: int) -> NDArray[np.float64]:
+        """`(d_sae,)`: mean of the up to `k` largest positive values, for any `k` up to the one that was kept."""
+        self._require_kept(k)
+        n = np.minimum(self.n_pos, k)
+        total = self.top_value[:, :k].sum(axis=1, dtype=np.float64)
+        return np.divide(total, n, out=np.full(self.d_sae, np.nan), where=n > 0)
+
+    def label_entropy_at(
+        self, k: int, *, min_labelled: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
+        """Label entropy in nats over the `k` largest values, and how many rows it is over.
+
+        Parameters
+        ----------
+        k
+            Up to the number that was kept.
+        min_labelled
+            Undefined below this many labelled rows; by default that of these statistics, or `k` where that is less.
+        """
+        self._require_kept(k)
+        least = min(self.min_labelled, k) if min_labelled is None else min_labelled
+        return label_entropy(self.top_value[:, :k], self.top_label[:, :k], min_labelled=least)
+
+    def _require_kept(self, k: int) -> None:
+        if not 1 <= k <= self.k:
+            raise ValueError(
+                f"k must be from 1 to {self.k}, the values kept of each feature; got {k}. "
+                "Run `thresher stats --k` for more."
+            )
 
 
 def sparse_totals(

@@ -4,8 +4,9 @@ import hashlib
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +16,20 @@ from ..store.errors import StoreError
 from ..store.files import FolderLock
 from .clusters import Coherence, UldSplit, coherence, find_uld_cluster
 from .coherence_chance import input_variances
+from .details import DetailsOf, details_bytes, write_details
 from .features import SPLIT_CODES, FeatureActivations, FeaturesInfo, open_features
 from .folders import refuse_existing
 from .forecast import require_space
+from .monosemanticity import embeddings_shape
 from .options import StatsOptions
 from .quality import Quality
 from .quality_intervals import quality_intervals
 from .scheduler import open_compute
 from .statistics import FeatureStatistics, dense_shape, dense_totals, sparse_totals
 from .stored_statistics import STATS_JSON, Source, summarise, write_statistics
+
+if TYPE_CHECKING:
+    from ..train.models import SparseAutoencoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
     StoreError
         When the run has no features, they are of other weights, or there are statistics already.
     """
+    from ..devices import choose_device
     from ..train.run_dir import open_run
 
     start_s = time.monotonic()
@@ -70,7 +77,11 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
     _check_features(options, features.d_sae)
     refuse_existing(run_path / STATS_JSON, overwrite=options.overwrite)
     start, stop = features.row_range(options.split)
-    reporter.say(require_space(run_path, features.d_sae, options.k, figures=options.figures))
+    if options.embeddings is not None:
+        embeddings_shape(options.embeddings)
+    choose_device(options.device)
+    more = details_bytes(features.d_sae, options, features.info.nnz)
+    reporter.say(require_space(run_path, features.d_sae, options.k, figures=options.figures, more_bytes=more))
     with open_compute(workers=options.workers, scheduler=options.scheduler) as compute:
         totals = sparse_totals(
             str(features.path.absolute()),
@@ -82,34 +93,48 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
             compute=compute,
             reporter=reporter,
         )
+        # Rows of another split are passed over too; unreadable ones are what a reader wants to know of.
+        totals.n_invalid = features.info.n_unreadable
+        statistics = FeatureStatistics.of_totals(totals, min_labelled=options.min_labelled)
+        split = find_uld_cluster(statistics.mean_top)
+        quality = {name: Quality.of_sections(features.sections, codes) for name, codes in SPLIT_CODES.items()}
+        info = features.info
+        sae = run.load_sae()
+        document = summarise(
+            Source(
+                split=options.split,
+                store=info.store,
+                store_fingerprint=info.store_fingerprint,
+                site=info.site,
+                sae_sha256=info.sae_sha256,
+                d_in=info.d_in,
+            ),
+            statistics,
+            split,
+            _coherence(sae, info, split, statistics.is_alive, reporter),
+            {name: q for name, q in quality.items() if q is not None},
+        )
+        document["intervals"] = quality_intervals(features)
+        with closing(FolderLock(run_path)):
+            figures = _draw(run_path, statistics, split, options, reporter)
+            store_path = run.store_path if info.is_training_store else info.store
+            sheets = _sheets(run_path, store_path, info, statistics, split, options, reporter)
+            # last: its stats.json says that all of it is there, so a command stopped before can be given again
+            document = write_statistics(
+                run_path,
+                statistics,
+                split.is_uld,
+                document,
+                overwrite=True,
+                details=partial(
+                    write_details,
+                    of=DetailsOf(statistics=statistics, uld=split, sae=sae, features=features),
+                    options=options,
+                    compute=compute,
+                    reporter=reporter,
+                ),
+            )
         computed_on = compute.description
-    # Rows of another split are passed over too; unreadable ones are what a reader wants to know of.
-    totals.n_invalid = features.info.n_unreadable
-    statistics = FeatureStatistics.of_totals(totals, min_labelled=options.min_labelled)
-    split = find_uld_cluster(statistics.mean_top)
-    quality = {name: Quality.of_sections(features.sections, codes) for name, codes in SPLIT_CODES.items()}
-    info = features.info
-    document = summarise(
-        Source(
-            split=options.split,
-            store=info.store,
-            store_fingerprint=info.store_fingerprint,
-            site=info.site,
-            sae_sha256=info.sae_sha256,
-            d_in=info.d_in,
-        ),
-        statistics,
-        split,
-        _coherence(run_path, info, split, statistics.is_alive, reporter),
-        {name: q for name, q in quality.items() if q is not None},
-    )
-    document["intervals"] = quality_intervals(features)
-    with closing(FolderLock(run_path)):
-        figures = _draw(run_path, statistics, split, options, reporter)
-        store_path = run.store_path if info.is_training_store else info.store
-        sheets = _sheets(run_path, store_path, info, statistics, split, options, reporter)
-        # last: its stats.json says that all of it is there, so a command stopped before can be given again as it was
-        write_statistics(run_path, statistics, split.is_uld, document, overwrite=True)
     return StatsResult(
         out_dir=run_path,
         summary=document,
@@ -146,10 +171,13 @@ def dense_statistics(
     out_dir = Path(out_dir)
     if options.split != "all":
         raise ValueError(f"split must be all for a dense matrix; got {options.split!r}")
+    if options.embeddings is not None:
+        raise ValueError("embeddings go with a run; a matrix is not stored by feature")
     refuse_existing(out_dir / STATS_JSON, overwrite=options.overwrite)
     _require_place(out_dir)
     _, d_sae = dense_shape(str(matrix_path))
-    reporter.say(require_space(out_dir, d_sae, options.k, figures=options.figures))
+    more = details_bytes(d_sae, options)
+    reporter.say(require_space(out_dir, d_sae, options.k, figures=options.figures, more_bytes=more))
     with open_compute(workers=options.workers, scheduler=options.scheduler) as compute:
         totals = dense_totals(
             str(matrix_path),
@@ -171,7 +199,17 @@ def dense_statistics(
     out_dir.mkdir(parents=True, exist_ok=True)
     with closing(FolderLock(out_dir)):
         figures = _draw(out_dir, statistics, split, options, reporter)
-        write_statistics(out_dir, statistics, split.is_uld, document, overwrite=True)
+        of = DetailsOf(
+            statistics=statistics, uld=split, no_features_because="a matrix is not stored by feature: `encode` a run"
+        )
+        document = write_statistics(
+            out_dir,
+            statistics,
+            split.is_uld,
+            document,
+            overwrite=True,
+            details=partial(write_details, of=of, options=options, compute=None, reporter=reporter),
+        )
     return StatsResult(
         out_dir=out_dir,
         summary=document,
@@ -211,15 +249,13 @@ def _check_features(options: StatsOptions, d_sae: int) -> None:
 
 
 def _coherence(
-    run_path: Path, info: FeaturesInfo, split: UldSplit, is_alive: NDArray[np.bool_], reporter: Reporter
+    sae: "SparseAutoencoder", info: FeaturesInfo, split: UldSplit, is_alive: NDArray[np.bool_], reporter: Reporter
 ) -> Coherence | None:
     if split.threshold is None:
         return None
     from ..store.format import Site
     from ..store.reader import open_store
-    from ..train.models import load_sae
 
-    sae = load_sae(run_path)
     try:
         store = open_store(info.store, n_parts=info.n_store_parts)
         variances = input_variances(store.activations(Site.parse(info.site)), sae)

@@ -13,11 +13,37 @@
     top_row        int64     (d_sae, k) physical rows of the store, -1 unfilled
     top_value      float32   (d_sae, k) falling, 0 unfilled
     top_label      int32     (d_sae, k) -1 none
-    l0/counts, l0/above_0.1  int64  rows with exactly i features > 0, > 0.1
+    effective_n    float32   effective sample size of the entropy's weights, NaN where none of the k is labelled
+    l0/counts      int64     rows with exactly i features > 0
+    l0/above_0.1, above_0.5, above_1    the same for features above these
+    l0/without_uld           the same for features > 0 outside the ULD cluster, where there is one
+    histogram/counts   uint32  (d_sae, 64) values that fall into each bin; uint64 from 2^32 rows on
+    histogram/edges    float32 (65,) shared by all features: bin i counts edges[i] <= value < edges[i + 1]
+    labels/id, n_rows  int32, int64  labels of the rows counted, ascending, and how many rows have each
+    null/mean, sd, p   float32 label entropy under random labels: its mean and deviation, and the share of draws with
+                               an entropy as low; NaN where the entropy is undefined
+    nearest/decoder_feature, decoder_cosine, encoder_feature, encoder_cosine
+                       int32, float32  (d_sae, n) nearest by cosine, falling; -1 and NaN unfilled
+
+Only where stored feature activations were counted, and not left out by an option (`absent` in stats.json says why not):
+
+    samples/row, value, label   int64, float32, int32  (d_sae, 5, n) firing rows around the top, 75, 50 and 25 %
+                       quantile of the feature's activations and at random; falling; -1, 0, -1 unfilled
+    labels/indptr      uint64  (d_sae + 1,): feature j has the pairs indptr[j] to indptr[j + 1] of the next three
+    labels/label, count, sum    int32, uint32, float64  (pairs,) labels of all its firing rows, ascending; how many
+                       rows, and the sum of its activations there
+    labels/n_labelled  uint64  firing labelled rows
+    labels/entropy, effective_n  float32  label entropy over all of them, and its effective sample size
+    cofiring/feature, jaccard, pmi, n_both  int32, float32, float32, uint32  (d_sae, n) features that fire on the same
+                       rows, by falling Jaccard index, with PMI in nats and the rows on which both fire; -1, NaN, NaN, 0
+                       unfilled. `details` in stats.json says on how many rows this was counted
+    cofiring/n_active  uint64  firings of each feature on those rows
+    monosemanticity    float32 NaN where fewer than two firing rows have an embedding
 """
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,16 +55,21 @@ from .._version import __version__
 from ..store.errors import StoreError
 from ..store.files import write_atomically
 from ..train.l0 import L0Summary
+from .activation_bins import BIN_EDGES
 from .clusters import Coherence, UldSplit, summarise_uld
-from .columns import codecs
+from .columns import write_array
 from .folders import new_folder
+from .l0_counts import L0_THRESHOLDS
 from .quality import Quality
 from .statistics import FeatureStatistics
+from .stored_details import StoredDetails
 
 FORMAT_NAME = "thresher-stats"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATS_ZARR, STATS_JSON = "stats.zarr", "stats.json"
 
+_L0_ABOVE = tuple(f"l0/above_{threshold:g}" for threshold in L0_THRESHOLDS)
+_MORE = ("histogram/counts", "labels/id", "labels/n_rows")
 PER_FEATURE = (
     "n_active",
     "sum",
@@ -47,11 +78,11 @@ PER_FEATURE = (
     "n_pos",
     "label_entropy",
     "n_labelled",
+    "effective_n",
     "top_row",
     "top_value",
     "top_label",
 )
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +137,10 @@ def summarise(
         "n_dead": int((~statistics.is_alive).sum()),
         "n_entropy_undefined": int(np.isnan(statistics.label_entropy).sum()),
         "l0": _l0(statistics.l0),
-        "l0_above_0.1": _l0(statistics.l0_above),
+        **{
+            name.replace("/", "_"): _l0(L0Summary.of_counts(counts))
+            for name, counts in zip(_L0_ABOVE, statistics.l0_counts_above, strict=True)
+        },
         "max_l0_row": statistics.max_l0_row,
         "uld": None if uld is None else asdict(uld) | _coherence(coherence),
         "no_uld_because": split.reason,
@@ -118,28 +152,44 @@ def summarise(
 
 
 def write_statistics(
-    folder: Path, statistics: FeatureStatistics, is_uld: NDArray[np.bool_], document: dict[str, Any], *, overwrite: bool
-) -> None:
-    """Write `stats.zarr` and then `stats.json` into a folder, each whole or not at all."""
+    folder: Path,
+    statistics: FeatureStatistics,
+    is_uld: NDArray[np.bool_],
+    document: dict[str, Any],
+    *,
+    overwrite: bool,
+    details: Callable[[Any], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Write `stats.zarr` and then `stats.json` into a folder, each whole or not at all.
+
+    Parameters
+    ----------
+    document
+        Of stats.json; given back as it is read from there, with what `details` adds.
+    details
+        Writes further arrays into the open group, and gives what stats.json says of them (`details.write_details`).
+    """
     import zarr
 
     with new_folder(folder / STATS_ZARR, overwrite=overwrite) as temporary:
         group = zarr.open_group(str(temporary), mode="w", zarr_format=3)
         arrays: dict[str, NDArray[Any]] = {name: getattr(statistics, name) for name in PER_FEATURE}
-        arrays |= {"is_uld": is_uld, "l0/counts": statistics.l0_counts, "l0/above_0.1": statistics.l0_above_counts}
+        arrays |= {"is_uld": is_uld, "l0/counts": statistics.l0_counts}
+        for name, counts in zip(_L0_ABOVE, statistics.l0_counts_above, strict=True):
+            arrays[name] = counts
+        arrays |= {"histogram/counts": statistics.histogram, "histogram/edges": BIN_EDGES}
+        arrays |= {"labels/id": statistics.label_ids, "labels/n_rows": statistics.label_rows}
         for name, values in arrays.items():
-            chunk = max(1, min(len(values), _CHUNK_BYTES // (values.itemsize * int(np.prod(values.shape[1:])))))
-            group.create_array(
-                name,
-                data=values,
-                chunks=(chunk, *values.shape[1:]),
-                compressors=codecs("float" if values.dtype.kind == "f" else "integer"),
-                fill_value=np.nan if values.dtype.kind == "f" else 0,
-            )
+            write_array(group, name, values)
+        if details is not None:
+            document = document | _without_nan(details(group))
         kept = ("split", "n_rows", "n_invalid_rows", "n_labelled_rows", "d_sae", "k", "min_labelled", "max_l0_row")
         attributes = {name: document[name] for name in kept}
         group.attrs.update({"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **attributes, "complete": True})
-    write_atomically(folder / STATS_JSON, json.dumps(document, indent=2, allow_nan=False).encode() + b"\n")
+    text = json.dumps(document, indent=2, allow_nan=False)
+    write_atomically(folder / STATS_JSON, text.encode() + b"\n")
+    summary: dict[str, Any] = json.loads(text)
+    return summary
 
 
 @dataclass(frozen=True)
@@ -153,6 +203,8 @@ class StoredStatistics:
     statistics: FeatureStatistics
     is_uld: NDArray[np.bool_]
     """`(d_sae,)`."""
+    details: StoredDetails
+    """Samples, labels, partners, neighbours and chance levels, read when they are asked for."""
 
 
 def open_statistics(run_path: str | Path) -> StoredStatistics:
@@ -176,7 +228,7 @@ def open_statistics(run_path: str | Path) -> StoredStatistics:
     for found in (document, group.attrs):
         if found.get("format") != FORMAT_NAME or found.get("format_version") != FORMAT_VERSION:
             raise StoreError(f"{path} holds statistics of another format: run `thresher stats --overwrite`.")
-    arrays: dict[str, Any] = {name: group[name] for name in (*PER_FEATURE, "is_uld", "l0/counts", "l0/above_0.1")}
+    arrays: dict[str, Any] = {name: group[name] for name in (*PER_FEATURE, "is_uld", "l0/counts", *_L0_ABOVE, *_MORE)}
     per_feature: dict[str, Any] = {name: arrays[name][:] for name in PER_FEATURE}
     statistics = FeatureStatistics(
         k=document["k"],
@@ -185,12 +237,16 @@ def open_statistics(run_path: str | Path) -> StoredStatistics:
         n_invalid=document["n_invalid_rows"],
         n_labelled_rows=document["n_labelled_rows"],
         l0_counts=arrays["l0/counts"][:],
-        l0_above_counts=arrays["l0/above_0.1"][:],
+        l0_counts_above=np.stack([arrays[name][:] for name in _L0_ABOVE]),
+        histogram=arrays["histogram/counts"][:],
+        label_ids=arrays["labels/id"][:],
+        label_rows=arrays["labels/n_rows"][:],
         max_l0_row=document["max_l0_row"],
         workers=frozenset(),
         **per_feature,
     )
-    return StoredStatistics(path, document, statistics, arrays["is_uld"][:])
+    details = StoredDetails(group, path, document.get("absent", {}))
+    return StoredStatistics(path, document, statistics, arrays["is_uld"][:], details)
 
 
 def _l0(summary: L0Summary) -> dict[str, Any]:

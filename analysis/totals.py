@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..train.l0 import L0_THRESHOLD
+from .activation_bins import N_BINS, bins_of
+from .l0_counts import L0_THRESHOLDS, add_counts, counts_above
 
 _ENTRIES_AT_ONCE = 1 << 20  # working memory of one step: some 60 bytes an entry
 
@@ -53,8 +54,14 @@ class FeatureTotals:
     """`(d_sae, k)`: the labels of those rows; -1 none, or unfilled."""
     l0_counts: NDArray[np.int64]
     """Number of rows with exactly i features > 0, up to the largest seen."""
-    l0_above_counts: NDArray[np.int64]
-    """The same for features > 0.1."""
+    l0_counts_above: NDArray[np.int64]
+    """`(thresholds, up to the largest + 1)`: the same for features above each of `L0_THRESHOLDS`."""
+    histogram: NDArray[np.unsignedinteger[Any]]
+    """`(d_sae, 64)`: how many of the values fall into each of `BIN_EDGES`; 32 bits each, 64 from 2^32 rows on."""
+    label_ids: NDArray[np.int32]
+    """The labels that valid rows carry, ascending."""
+    label_rows: NDArray[np.int64]
+    """How many valid rows carry each."""
     max_l0: int = -1
     """Largest L0; -1 before the first row."""
     max_l0_row: int = -1
@@ -76,7 +83,10 @@ class FeatureTotals:
             top_row=np.full((d_sae, k), -1, np.int64),
             top_label=np.full((d_sae, k), -1, np.int32),
             l0_counts=np.zeros(0, np.int64),
-            l0_above_counts=np.zeros(0, np.int64),
+            l0_counts_above=np.zeros((len(L0_THRESHOLDS), 0), np.int64),
+            histogram=np.zeros((d_sae, N_BINS), np.uint32),
+            label_ids=np.zeros(0, np.int32),
+            label_rows=np.zeros(0, np.int64),
             workers=frozenset([f"{socket.gethostname()}:{os.getpid()}"]),
         )
 
@@ -129,18 +139,29 @@ class FeatureTotals:
 
     def _add_rows(self, row_start: int, indptr: Array, value: Array, labels: Array, valid: Array) -> None:
         l0 = np.diff(indptr)
-        above = np.concatenate(([0], np.cumsum(value > L0_THRESHOLD, dtype=np.int64)))
-        l0_above = np.diff(above[indptr - indptr[0]])
         if l0[~valid].any():
             raise ValueError(f"row {row_start + int(np.flatnonzero(~valid & (l0 > 0))[0])} is invalid but has entries")
         self.n_rows += int(valid.sum())
         self.n_invalid += int((~valid).sum())
-        self.n_labelled += int((valid & (labels >= 0)).sum())
-        self.l0_counts = _add_counts(self.l0_counts, np.bincount(l0[valid]))
-        self.l0_above_counts = _add_counts(self.l0_above_counts, np.bincount(l0_above[valid]))
+        of_rows = np.unique(labels[valid & (labels >= 0)], return_counts=True)
+        self.n_labelled += int(of_rows[1].sum())
+        self._add_labels(*of_rows)
+        self.l0_counts = add_counts(self.l0_counts, np.bincount(l0[valid]))
+        self.l0_counts_above = add_counts(self.l0_counts_above, counts_above(indptr, value, valid))
+        self._widen_histogram()
         if valid.any():
             most = int(np.argmax(np.where(valid, l0, -1)))  # the first of equals
             self._offer_max_l0(int(l0[most]), row_start + most)
+
+    def _add_labels(self, ids: Array, rows: Array) -> None:
+        all_ids, place = np.unique(np.concatenate((self.label_ids, ids)), return_inverse=True)
+        counts = np.zeros(len(all_ids), np.int64)
+        np.add.at(counts, place, np.concatenate((self.label_rows, rows)))
+        self.label_ids, self.label_rows = all_ids.astype(np.int32), counts
+
+    def _widen_histogram(self) -> None:
+        if self.n_rows >= 1 << 32 and self.histogram.dtype == np.uint32:
+            self.histogram = self.histogram.astype(np.uint64)
 
     def _offer_max_l0(self, l0: int, row: int) -> None:
         if l0 > self.max_l0 or (l0 == self.max_l0 and row < self.max_l0_row):
@@ -152,6 +173,10 @@ class FeatureTotals:
         coarse = np.rint(scaled)
         self.sum_coarse += np.bincount(index, weights=coarse, minlength=self.d_sae)
         self.sum_fine += np.bincount(index, weights=np.rint((scaled - coarse) * _FINE_SCALE), minlength=self.d_sae)
+        # Added in place: `bincount` would make and add an array of 64 d_sae counts for each block of a million entries.
+        np.add.at(
+            self.histogram.reshape(-1), index.astype(np.int64) * N_BINS + bins_of(value), self.histogram.dtype.type(1)
+        )
         self._offer_top(row_start, rows, index, value, labels)
 
     def _offer_top(self, row_start: int, rows: Array, index: Array, value: Array, labels: Array) -> None:
@@ -193,8 +218,11 @@ def merge_totals(parts: list[FeatureTotals]) -> FeatureTotals:
         total.top_value, total.top_row, total.top_label = _merge_top(
             (total.top_value, total.top_row, total.top_label), (part.top_value, part.top_row, part.top_label)
         )
-        total.l0_counts = _add_counts(total.l0_counts, part.l0_counts)
-        total.l0_above_counts = _add_counts(total.l0_above_counts, part.l0_above_counts)
+        total.l0_counts = add_counts(total.l0_counts, part.l0_counts)
+        total.l0_counts_above = add_counts(total.l0_counts_above, part.l0_counts_above)
+        total._add_labels(part.label_ids, part.label_rows)
+        total._widen_histogram()
+        total.histogram += part.histogram
         total._offer_max_l0(part.max_l0, part.max_l0_row)
     return total
 
@@ -205,15 +233,6 @@ def _merge_top(a: tuple[Array, Array, Array], b: tuple[Array, Array, Array]) -> 
     value, row, label = (np.concatenate(pair, axis=1) for pair in zip(a, b, strict=True))
     order = np.lexsort((row, -value), axis=1)[:, :k]
     return tuple(np.take_along_axis(x, order, axis=1) for x in (value, row, label))  # type: ignore[return-value]
-
-
-def _add_counts(a: Array, b: Array) -> Array:
-    """Sum of two histograms that may differ in length."""
-    if len(a) < len(b):
-        a, b = b, a
-    out = a.astype(np.int64)
-    out[: len(b)] += b
-    return out
 
 
 def _row_slices(indptr: Array) -> Iterator[tuple[int, int]]:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import zarr
 from thresher.analysis import forecast
+from thresher.analysis.details import details_bytes
 from thresher.analysis.encode import encode
+from thresher.analysis.features import open_features
 from thresher.analysis.options import StatsOptions
 from thresher.analysis.stats import dense_statistics, stats
 from thresher.progress import Reporter
@@ -63,10 +65,15 @@ def test_counting_is_forecast_in_proportion_to_a_sample(monkeypatch):
 def test_the_statistics_take_what_was_forecast(make_store, make_run, k):
     run = make_run(make_store(n=300).path, d_sae=3000)
     encode(run.path)
-    stats(run.path, StatsOptions(figures=False, k=k, min_labelled=1))
+    options = StatsOptions(figures=False, k=k, min_labelled=1, cofiring_rows=10)
+    stats(run.path, options)
     group = zarr.open_group(str(run.path / "stats.zarr"), mode="r")
-    exact = sum(array.nbytes for _, array in group.arrays() if array.shape[0] == 3000)
-    assert forecast.statistics_bytes(3000, k, figures=False) - forecast._SMALL_BYTES == exact
+    arrays = [array for _, array in group.members(max_depth=None) if isinstance(array, zarr.Array)]
+    exact = sum(array.nbytes for array in arrays if array.shape[0] in (3000, 3001))
+    n_pairs, nnz = group["labels/label"].shape[0], open_features(run.path).info.nnz
+    forecast_bytes = forecast.statistics_bytes(3000, k, figures=False) + details_bytes(3000, options, nnz)
+    assert forecast_bytes - forecast._SMALL_BYTES - 16 * nnz == exact - 8  # 3,001 places where labels begin
+    assert 0 < n_pairs <= nnz
 
 
 def test_statistics_that_do_not_fit_on_the_disk_are_refused_before_they_start(make_store, make_run, monkeypatch):

@@ -80,6 +80,7 @@ def test_stats_zarr_has_the_arrays_of_the_format(encoded_run):
         "label_entropy": ("float32", (24,)),
         "n_pos": ("uint16", (24,)),
         "n_labelled": ("uint16", (24,)),
+        "effective_n": ("float32", (24,)),
         "is_uld": ("bool", (24,)),
         "top_row": ("int64", (24, 20)),
         "top_value": ("float32", (24, 20)),

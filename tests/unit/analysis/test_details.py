@@ -1,0 +1,470 @@
+"""Samples, labels, chance levels, partners, neighbours and monosemanticity, against plain loops in float64."""
+
+import math
+from collections import defaultdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+import zarr
+from thresher.analysis import activation_bins, cofiring, firings, monosemanticity, split_entries
+from thresher.analysis.clusters import UldSplit
+from thresher.analysis.details import DetailsOf, write_details
+from thresher.analysis.entropy import effective_sample_size, label_entropy
+from thresher.analysis.entropy_null import entropy_null
+from thresher.analysis.features import open_features
+from thresher.analysis.nearest import nearest_features
+from thresher.analysis.options import StatsOptions
+from thresher.analysis.samples import SAMPLE_GROUPS, sample_ranks
+from thresher.analysis.scheduler import open_compute
+from thresher.analysis.statistics import FeatureStatistics, sparse_totals
+from thresher.analysis.stored_details import StoredDetails
+from thresher.progress import Reporter
+from thresher.store.errors import StoreError
+
+
+def hard_data(n: int = 500, d_sae: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Activations with ties, a dead feature (1), one of one firing (2), one that always fires (4), invalid rows."""
+    rng = np.random.default_rng(seed)
+    density = 10 ** rng.uniform(-2, -0.1, d_sae)
+    f = np.where(rng.random((n, d_sae)) < density, rng.choice([0.05, 0.1, 0.25, 1.0, 3.5], (n, d_sae)), 0)
+    f[:, ::3] *= 0.5 + rng.random((n, len(f[0, ::3])))
+    f[:, 1], f[:, 2], f[:, 4] = 0, 0, 0.5
+    f[n // 2, 2] = 2.0
+    f = f.astype(np.float32).astype(np.float64)
+    f[rng.random(n) < 0.05] = np.nan
+    f[n // 2] = np.where(np.isnan(f[n // 2]), np.where(np.arange(d_sae) == 1, 0, 0.5), f[n // 2])
+    return f, rng.integers(-1, 6, n)
+
+
+def uld_split(is_uld: np.ndarray, threshold: float | None) -> UldSplit:
+    reason = "one mode" if threshold is None else None
+    return UldSplit(threshold=threshold, reason=reason, is_uld=is_uld, mixture=None, bic_gain=None, dip=None)
+
+
+def details_of(path, options: StatsOptions, tmp_path, *, uld=None, name="stats.zarr", **where):
+    """The details of stored features: the record and the reader."""
+    features = open_features(path)
+    with open_compute(**where) as compute:
+        start, stop = features.row_range(options.split)
+        totals = sparse_totals(
+            str(path),
+            start,
+            stop,
+            split=options.split,
+            k=options.k,
+            task_bytes=options.task_bytes,
+            compute=compute,
+            reporter=Reporter(),
+        )
+        statistics = FeatureStatistics.of_totals(totals, min_labelled=options.min_labelled)
+        none = uld_split(np.zeros(statistics.d_sae, bool), None)
+        group = zarr.open_group(str(tmp_path / name), mode="w", zarr_format=3)
+        record = write_details(
+            group,
+            DetailsOf(statistics=statistics, uld=uld or none, features=features),
+            options,
+            compute=compute,
+            reporter=Reporter(),
+        )
+        group.create_array("n_active", data=statistics.n_active)
+    return record, StoredDetails(group, tmp_path, record["absent"]), statistics
+
+
+def firing_rows(f: np.ndarray, j: int) -> list[int]:
+    """Rows on which a feature fires, by falling value, the lower row first among equals."""
+    return [r for _, r in sorted((-f[r, j], r) for r in range(len(f)) if f[r, j] > 0)]
+
+
+@pytest.mark.parametrize("split", ["all", "train", "heldout"])
+def test_samples_stand_around_their_quantiles_and_labels_count_every_firing_row(write_features, tmp_path, split):
+    f, labels = hard_data()
+    of = np.where(np.random.default_rng(5).random(len(f)) < 0.4, 2, 1)
+    path = write_features(f, labels, split=of)
+    options = StatsOptions(samples=5, split=split, min_labelled=4, task_bytes=4000)
+    _, stored, _ = details_of(path, options, tmp_path)
+    f = np.where(np.isnan(f) | ((of != {"train": 1, "heldout": 2}.get(split, 0)) & (split != "all"))[:, None], 0, f)
+    for j in range(f.shape[1]):
+        rows = firing_rows(f, j)
+        samples = stored.samples(j)
+        assert tuple(samples) == SAMPLE_GROUPS
+        for name, q in (("top", 1.0), ("q75", 0.75), ("q50", 0.5), ("q25", 0.25)):
+            # the run of 5 whose middle is nearest to the quantile, within what fires
+            starts = range(max(1, len(rows) - 4))
+            start = min(starts, key=lambda s, q=q: (abs(s + 2 - (1 - q) * (len(rows) - 1)), -s))
+            assert samples[name].row.tolist() == rows[start : start + 5], (j, name)
+        assert set(samples["random"].row) <= set(rows)
+        assert len(set(samples["random"].row)) == min(5, len(rows))
+        for sample in samples.values():
+            np.testing.assert_array_equal(sample.value, f[sample.row, j].astype(np.float32))
+            np.testing.assert_array_equal(sample.label, labels[sample.row])
+            assert (np.diff(sample.value) <= 0).all()
+        weights: dict[int, list[float]] = defaultdict(list)
+        for r in rows:
+            if labels[r] >= 0:
+                weights[int(labels[r])].append(f[r, j])
+        found = stored.labels(j)
+        assert found.label.tolist() == sorted(weights)
+        assert found.count.tolist() == [len(weights[c]) for c in sorted(weights)]
+        np.testing.assert_allclose(found.sum, [math.fsum(weights[c]) for c in sorted(weights)], rtol=1e-12)
+        every = [v for values in weights.values() for v in values]
+        assert stored.array("labels/n_labelled")[j] == len(every)
+        entropy = stored.array("labels/entropy")[j]
+        if len(every) < 4:
+            assert np.isnan(entropy)
+        else:
+            assert entropy == pytest.approx(scipy.stats.entropy([sum(v) for v in weights.values()]), rel=1e-6, abs=1e-7)
+        if every:
+            effective = math.fsum(every) ** 2 / math.fsum(v * v for v in every)
+            assert stored.array("labels/effective_n")[j] == pytest.approx(effective, rel=1e-6)
+    assert np.isnan(stored.array("labels/effective_n")[1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_few_rows_have_details_too(write_features, tmp_path, n):
+    f, labels = np.zeros((n, 3)), np.zeros(n, int)
+    f[:, 0] = 1.0
+    _, stored, _ = details_of(write_features(f, labels), StatsOptions(k=5, min_labelled=1), tmp_path)
+    assert stored.samples(0)["q50"].row.tolist() == list(range(n))
+    assert stored.samples(1)["random"].row.tolist() == []
+    assert stored.labels(0).count.tolist() == [n]
+    assert stored.partners(0).feature.tolist() == []
+
+
+def test_nothing_depends_on_the_cut_into_tasks_nor_on_how_much_is_read_at_a_time(write_features, tmp_path, monkeypatch):
+    f, labels = hard_data()
+    embeddings = np.random.default_rng(2).standard_normal((len(f), 6)).astype(np.float32)
+    np.save(tmp_path / "e.npy", embeddings)
+    path = write_features(f, labels, split=np.arange(len(f)) % 2 + 1)
+    options = StatsOptions(embeddings=str(tmp_path / "e.npy"), split="train")
+    _, whole, _ = details_of(path, options, tmp_path, name="whole")
+    monkeypatch.setattr(cofiring, "_PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(cofiring, "_TASK_PAIRS", 1000)
+    monkeypatch.setattr(firings, "_MOST_FEATURES", 7)
+    monkeypatch.setattr(split_entries, "_ROWS_AT_ONCE", 37)
+    monkeypatch.setattr(monosemanticity, "_WINDOW_BYTES", 8 * 6 * 21)
+    monkeypatch.setattr(monosemanticity, "_PRODUCTS_BYTES", 8 * 6 * 5)
+    small = StatsOptions(embeddings=options.embeddings, split="train", task_bytes=3000)
+    _, cut, _ = details_of(path, small, tmp_path, name="cut")
+    arrays = [name for name, array in whole._group.members(max_depth=None) if isinstance(array, zarr.Array)]
+    assert len(arrays) > 15
+    for name in arrays:
+        if name == "monosemanticity":  # sums of float64 in another order
+            np.testing.assert_allclose(whole.array(name)[:], cut.array(name)[:], rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(whole.array(name)[:], cut.array(name)[:], err_msg=name)
+
+
+def test_two_processes_and_a_joined_cluster_give_the_details_of_threads(write_features, tmp_path):
+    from distributed import LocalCluster
+
+    f, labels = hard_data(2000)
+    path = write_features(f, labels)
+    options = StatsOptions(task_bytes=4000)
+    _, threads, _ = details_of(path, options, tmp_path, name="threads")
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0",
+        local_directory=str(tmp_path),
+    ) as cluster:
+        address = cluster.scheduler_address
+        _, joined, statistics = details_of(path, options, tmp_path, name="joined", scheduler=address)
+    assert len(statistics.workers) == 2  # the rows were counted by both of the cluster's processes
+    for name, array in threads._group.members(max_depth=None):
+        if isinstance(array, zarr.Array):
+            np.testing.assert_array_equal(array[:], joined.array(name)[:], err_msg=name)
+
+
+def test_random_samples_are_even_over_a_features_rows_and_differ_by_seed():
+    n = np.full(4000, 12)
+    ranks = sample_ranks(n, 5, first_feature=0, seed=3)[:, 4]
+    assert (np.diff(ranks, axis=1) > 0).all()
+    counts = np.bincount(ranks.ravel(), minlength=12)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+    pairs = np.array([(a == 0) & (b == 11) for a, b in zip(ranks[:, 0], ranks[:, -1], strict=True)]).mean()
+    assert pairs == pytest.approx(5 * 4 / (12 * 11), abs=0.03)
+    np.testing.assert_array_equal(ranks[100:], sample_ranks(n[100:], 5, first_feature=100, seed=3)[:, 4])
+    assert (ranks != sample_ranks(n, 5, first_feature=0, seed=4)[:, 4]).any()
+
+
+def test_bins_hold_what_a_search_of_the_edges_says():
+    rng = np.random.default_rng(0)
+    edges = activation_bins.BIN_EDGES
+    inner = edges[1:-1]
+    value = np.concatenate(
+        (10 ** rng.uniform(-10, 6, 50_000), inner, np.nextafter(inner, np.float32(0)), [1e-45, 3.4e38])
+    ).astype(np.float32)
+    np.testing.assert_array_equal(activation_bins.bins_of(value), np.searchsorted(edges, value, side="right") - 1)
+
+
+def test_quantiles_from_bins_are_within_a_bin_of_the_exact_ones():
+    rng = np.random.default_rng(1)
+    value = np.exp(rng.normal(0, 1, (3, 4000))).astype(np.float32)
+    histogram = np.array([np.bincount(activation_bins.bins_of(v), minlength=64) for v in value])
+    for q in (0.0, 0.25, 0.5, 0.9, 1.0):
+        np.testing.assert_allclose(
+            np.log10(activation_bins.quantile_from_bins(histogram, q)),
+            np.log10(np.quantile(value, q, axis=1)),
+            atol=0.13,
+        )
+    assert np.isnan(activation_bins.quantile_from_bins(np.zeros((1, 64)), 0.5)[0])
+
+
+def test_histograms_and_l0_count_every_value(write_features, tmp_path):
+    f, labels = hard_data()
+    _, _, statistics = details_of(write_features(f, labels), StatsOptions(task_bytes=3000), tmp_path)
+    valid = np.isfinite(f).all(axis=1)
+    for j in range(f.shape[1]):
+        fires = f[valid, j][f[valid, j] > 0]
+        np.testing.assert_array_equal(
+            statistics.histogram[j], np.histogram(fires, bins=activation_bins.BIN_EDGES.astype(np.float64))[0]
+        )
+    for threshold, counts in zip((0.1, 0.5, 1.0), statistics.l0_counts_above, strict=True):
+        l0 = (f[valid].astype(np.float32) > np.float32(threshold)).sum(axis=1)
+        np.testing.assert_array_equal(np.trim_zeros(counts, "b"), np.bincount(l0))
+    ids, rows = np.unique(labels[valid & (labels >= 0)], return_counts=True)
+    np.testing.assert_array_equal(statistics.label_ids, ids)
+    np.testing.assert_array_equal(statistics.label_rows, rows)
+
+
+def test_l0_is_given_without_the_cluster_and_the_largest_says_how_much_of_it_is_of_it(write_features, tmp_path):
+    f, labels = hard_data()
+    is_uld = np.arange(30) % 3 == 0
+    uld = uld_split(is_uld, 0.1)
+    record, stored, statistics = details_of(write_features(f, labels), StatsOptions(task_bytes=900), tmp_path, uld=uld)
+    valid = np.isfinite(f).all(axis=1)
+    l0 = (f[valid][:, ~is_uld] > 0).sum(axis=1)
+    np.testing.assert_array_equal(stored.array("l0/without_uld")[:], np.bincount(l0))
+    assert record["l0_without_uld"]["mean"] == pytest.approx(l0.mean())
+    row = f[statistics.max_l0_row]
+    assert record["max_l0_row_uld"] == {
+        "row": statistics.max_l0_row,
+        "l0": int((row > 0).sum()),
+        "n_uld": int((row[is_uld] > 0).sum()),
+        "share_of_firings": pytest.approx((row[is_uld] > 0).sum() / (row > 0).sum()),
+        "share_of_mass": pytest.approx(row[is_uld].sum() / row.sum()),
+    }
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_partners_are_the_best_by_jaccard_with_their_pmi_and_support(write_features, tmp_path, monkeypatch, many):
+    f, labels = hard_data(400, 40)
+    if not many:  # wide and sparse: pairs are sorted, not counted in arrays
+        wide = np.zeros((400, 4000))
+        wide[:, ::100] = np.where(np.random.default_rng(1).random((400, 40)) < 0.1, np.nan_to_num(f), 0)
+        f = wide
+    _, stored, _ = details_of(write_features(f, labels), StatsOptions(cofiring=6), tmp_path)
+    fires = np.nan_to_num(f) > 0
+    n = int(np.isfinite(f).all(axis=1).sum())
+    both = (fires.T.astype(float) @ fires.astype(float)).astype(int)
+    for a in np.flatnonzero(fires.any(axis=0)):
+        scored = []
+        for b in np.flatnonzero(both[a] >= 2).tolist():
+            if b != a:
+                jaccard = both[a, b] / (both[a, a] + both[b, b] - both[a, b])
+                scored.append((-jaccard, b, math.log(both[a, b] * n / (both[a, a] * both[b, b]))))
+        best = sorted(scored)[:6]
+        found = stored.partners(int(a))
+        assert found.feature.tolist() == [b for _, b, _ in best]
+        np.testing.assert_allclose(found.jaccard, [-j for j, _, _ in best], rtol=1e-6)
+        np.testing.assert_allclose(found.pmi, [p for *_, p in best], rtol=1e-5, atol=1e-6)
+        assert found.n_both.tolist() == [both[a, b] for _, b, _ in best]
+        for b, jaccard in list(zip(found.feature, found.jaccard, strict=True))[:2]:
+            assert jaccard == pytest.approx(sklearn.metrics.jaccard_score(fires[:, a], fires[:, b]))
+
+
+def test_co_firing_on_some_rows_takes_them_evenly_and_says_how_many(write_features, tmp_path):
+    f, labels = hard_data(400, 40)
+    f = np.nan_to_num(f)
+    path = write_features(f, labels)
+    record, stored, _ = details_of(path, StatsOptions(cofiring_rows=100), tmp_path)
+    assert record["details"]["cofiring"]["n_rows"] == 100
+    runs = cofiring.choose_rows(open_features(path), 0, 400, "all", 100).runs
+    used = np.concatenate([np.arange(a, b) for a, b in runs])
+    assert len(np.unique(used)) == 100
+    assert np.diff(used).max() <= 7  # spread over all of the store
+    np.testing.assert_array_equal(stored.array("cofiring/n_active")[:], (f[used] > 0).sum(axis=0))
+
+
+def test_nearest_features_are_those_of_sklearn_and_a_direction_of_zeros_is_none():
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((60, 7)).astype(np.float32)
+    directions[5] = 0
+    directions[8] = 3 * directions[7]
+    feature, cosine = nearest_features(torch.from_numpy(directions), 4)
+    want = sklearn.metrics.pairwise.cosine_similarity(directions.astype(np.float64))
+    np.fill_diagonal(want, -9)
+    want[:, 5] = -9
+    for j in range(60):
+        if j == 5:
+            assert feature[j].tolist() == [-1] * 4
+            assert np.isnan(cosine[j]).all()
+            continue
+        np.testing.assert_allclose(cosine[j], np.sort(want[j])[::-1][:4], atol=1e-6)
+        np.testing.assert_allclose(want[j, feature[j]], cosine[j], atol=1e-6)
+    assert feature[8, 0] == 7
+    few, _ = nearest_features(torch.from_numpy(directions[:3]), 4)
+    assert (few >= 0).sum(axis=1).tolist() == [2, 2, 2]
+
+
+def test_nearest_features_do_not_depend_on_the_block(monkeypatch):
+    directions = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    whole = nearest_features(directions, 5)
+    monkeypatch.setattr("thresher.analysis.nearest._COSINES_AT_ONCE", 50 * 7)
+    blocks = nearest_features(directions, 5)
+    np.testing.assert_array_equal(whole[0], blocks[0])
+    np.testing.assert_allclose(whole[1], blocks[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["npy", "zarr"])
+def test_monosemanticity_is_the_weighted_mean_cosine_over_pairs(write_features, tmp_path, form):
+    f, labels = hard_data(200, 12)
+    rng = np.random.default_rng(1)
+    embeddings = rng.standard_normal((200, 5)).astype(np.float32) + 0.5
+    embeddings[3], embeddings[9] = 0, np.nan  # rows without an embedding
+    path = tmp_path / f"e.{form}"
+    if form == "npy":
+        np.save(path, embeddings)
+    else:
+        zarr.create_array(str(path), data=embeddings, chunks=(64, 5))
+    options = StatsOptions(embeddings=str(path))
+    record, stored, _ = details_of(write_features(f, labels), options, tmp_path)
+    has_one = np.isfinite(embeddings).all(1) & (np.linalg.norm(embeddings, axis=1) > 0)
+    e = embeddings.astype(np.float64)
+    unit = e / np.where(has_one, np.linalg.norm(e, axis=1), 1)[:, None]
+    scores = stored.array("monosemanticity")[:]
+    for j in range(12):
+        rows = [r for r in firing_rows(np.nan_to_num(f), j) if has_one[r]]
+        over = [(f[a, j] * f[b, j], unit[a] @ unit[b]) for a in rows for b in rows if a < b]
+        want = math.fsum(w * c for w, c in over) / math.fsum(w for w, _ in over) if over else math.nan
+        np.testing.assert_allclose(scores[j], want, rtol=1e-5, atol=1e-6)
+    assert record["details"]["monosemanticity"]["n_undefined"] == 2
+
+
+@pytest.mark.parametrize("bad", ["rows", "integers", "rubbish", "none"])
+def test_embeddings_that_do_not_fit_are_named(write_features, tmp_path, bad):
+    f, labels = hard_data(50, 8)
+    path = tmp_path / "e.npy"
+    if bad == "rubbish":
+        path.write_bytes(b"no embeddings")
+    elif bad != "none":
+        np.save(path, np.ones((49 if bad == "rows" else 50, 3), int if bad == "integers" else float))
+    with pytest.raises(StoreError, match=r"e\.npy"):
+        details_of(write_features(f, labels), StatsOptions(embeddings=str(path)), tmp_path)
+
+
+def test_what_was_left_out_says_why(write_features, tmp_path):
+    f, _ = hard_data(50, 8)
+    options = StatsOptions(samples=0, cofiring=0)
+    record, stored, _ = details_of(write_features(f, np.full(50, -1)), options, tmp_path)
+    assert record["absent"]["null"] == "no row has a label"
+    assert set(record["absent"]) == {
+        "null", "nearest", "samples", "labels", "cofiring", "monosemanticity", "l0_without_uld",
+    }  # fmt: skip
+    assert not stored.has("samples")
+    with pytest.raises(StoreError, match="holds no samples/row in its statistics: left out by --samples 0"):
+        stored.samples(0)
+    with pytest.raises(StoreError, match="give --embeddings FILE"):
+        stored.array("monosemanticity")
+
+
+def _permuted_entropies(value: np.ndarray, pool: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """The null by its definition: permute all labels, take the first as those of the rows."""
+    rng, out = np.random.default_rng(seed), []
+    for _ in range(n):
+        labels = rng.permutation(pool)[: len(value)]
+        out.append(scipy.stats.entropy(np.bincount(labels, weights=value)))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("n_classes", [3, 200])
+def test_the_null_has_the_mean_and_deviation_of_permuted_labels(n_classes):
+    rng = np.random.default_rng(0)
+    pool = np.sort(rng.integers(0, n_classes, 400))
+    value = np.sort(rng.exponential(1, (4, 20)).astype(np.float32), axis=1)[:, ::-1]
+    value[2, 13:] = 0  # fires on 13 rows only
+    label = pool[rng.integers(0, 400, (4, 20))]
+    label[3, ::2] = -1
+    label[0] = label[0, 0]
+    entropy, _ = label_entropy(value, label, min_labelled=5)
+    counts = np.bincount(pool, minlength=n_classes)
+    null = entropy_null(value, label, entropy, counts[counts > 0], n_draws=2000, seed=1)
+    for j in range(4):
+        weights = value[j][(value[j] > 0) & (label[j] >= 0)].astype(np.float64)
+        want = _permuted_entropies(weights, pool, 2000, seed=2)
+        error = want.std() * math.sqrt(2 / 2000)
+        assert null.mean[j] == pytest.approx(want.mean(), abs=4 * error + 1e-6)
+        assert null.sd[j] == pytest.approx(want.std(), rel=0.15, abs=1e-6)
+        p = (1 + (want <= entropy[j] + 1e-6).sum()) / 2001
+        assert null.p[j] == pytest.approx(p, abs=4 * math.sqrt(max(p * (1 - p), 1e-4) * 2 / 2000))
+    assert null.p[0] == pytest.approx(1 / 2001)  # one class throughout: as low as none of the draws
+    assert null.z(entropy)[0] < -3
+
+
+def test_the_null_of_random_labels_gives_even_p_values():
+    rng = np.random.default_rng(3)
+    counts = np.full(4, 5000)
+    value = rng.exponential(1, (3000, 20)).astype(np.float32)
+    label = rng.integers(0, 4, (3000, 20))
+    entropy, _ = label_entropy(value, label, min_labelled=10)
+    p = entropy_null(value, label, entropy, counts, n_draws=400, seed=0).p
+    for level in (0.05, 0.25, 0.5, 0.9):
+        assert (p <= level).mean() == pytest.approx(level, abs=0.05)
+
+
+def test_the_null_is_undefined_with_the_entropy_and_has_no_deviation_where_there_is_one_label():
+    value = np.array([[1.0, 0.0], [2.0, 1.0]], np.float32)
+    label = np.zeros((2, 2), int)
+    entropy, _ = label_entropy(value, label, min_labelled=2)
+    null = entropy_null(value, label, entropy, np.array([7]), n_draws=50, seed=0)
+    assert np.isnan([null.mean[0], null.sd[0], null.p[0]]).all()
+    assert (null.mean[1], null.sd[1], null.p[1]) == (0, 0, 1)
+    assert np.isnan(null.z(entropy)).all()
+    assert entropy_null(value, label, entropy, np.zeros(0, int), n_draws=50, seed=0) is None
+    fewer = entropy_null(value, label, entropy, np.array([1]), n_draws=5, seed=0)  # one labelled row, k = 2
+    assert np.isfinite(fewer.mean[1])
+
+
+def test_the_effective_sample_size_is_kishs():
+    value = np.array([[3.0, 1.0, 1.0, 0.0], [2.0, 2.0, 2.0, 2.0], [1.0, 0.0, 0.0, 0.0], [0.0] * 4], np.float32)
+    label = np.array([[0, 1, -1, 2], [0, 0, 0, 1], [-1, 0, 0, 0], [0] * 4])
+    np.testing.assert_allclose(effective_sample_size(value, label), [16 / 10, 4, np.nan, np.nan], rtol=1e-6)
+
+
+def test_numbers_at_a_smaller_k_are_those_of_statistics_with_that_k(write_features, tmp_path):
+    f, labels = hard_data()
+    path = write_features(f, labels)
+    _, _, twenty = details_of(path, StatsOptions(k=20), tmp_path)
+    for k in (1, 7):
+        _, _, small = details_of(path, StatsOptions(k=k, min_labelled=min(k, 10)), tmp_path)
+        np.testing.assert_allclose(twenty.mean_top_at(k), small.mean_top, rtol=1e-6)
+        for a, b in zip(twenty.label_entropy_at(k), (small.label_entropy, small.n_labelled), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="k must be from 1 to 20"):
+        twenty.mean_top_at(21)
+    defined = ~np.isnan(twenty.label_entropy)
+    np.testing.assert_allclose(twenty.label_entropy_bits[defined], twenty.label_entropy[defined] / np.log(2), rtol=1e-6)
+    assert np.nanmax(twenty.label_entropy_share) <= 1
+    for j in np.flatnonzero(defined):
+        want = twenty.label_entropy[j] / math.log(twenty.n_labelled[j])
+        assert twenty.label_entropy_share[j] == pytest.approx(want, rel=1e-6)
+
+
+def test_ranges_of_features_hold_all_features_once(write_features):
+    f, labels = hard_data()
+    features = open_features(write_features(f, labels))
+    for task_bytes, most in ((1, 100), (3000, 4), (10**9, 100)):
+        ranges = features.feature_ranges(task_bytes, most)
+        assert [a for a, _ in ranges] + [30] == [0] + [b for _, b in ranges]
+        assert all(a < b for a, b in ranges)
+    assert all(b - a <= 4 for a, b in features.feature_ranges(10**9, 4))
+    indptr, row, value = features.feature_range(4, 9)
+    for j, (a, b) in enumerate(pairwise(indptr)):
+        np.testing.assert_array_equal(row[a:b], features.feature(4 + j)[0])
+        np.testing.assert_array_equal(value[a:b], features.feature(4 + j)[1])
