@@ -411,7 +411,7 @@ class Member:
         held_out = self.evaluate()
         self.stop_if_not_finite()
         self._stop_if_weights_are_not_finite()
-        missed = missed_target(self.run.path, options.variant, options.target_l0, held_out)
+        missed = missed_target(self.run.path, options.target_l0, held_out)
         if missed:
             self.log.say(f"warning: {missed}")
         self.log.say(f"finished {options.steps:,} steps")
@@ -445,14 +445,11 @@ class Member:
             self.log.close()
 
 
-def missed_target(
-    run_path: Path, variant: str, target: float | None, held_out: ReconstructionResult | None
-) -> str | None:
+def missed_target(run_path: Path, target: float | None, held_out: ReconstructionResult | None) -> str | None:
     """What to tell the user where the L0 on held-out rows is more than a tenth off its target; else None."""
     if target is None or held_out is None or abs(held_out.l0.mean / target - 1) <= _OFF_TARGET:
         return None
-    slow = " (JumpReLU can settle below a target: its thresholds fall slowly.)" if variant == "jumprelu" else ""
     return (
         f"{run_path}: --target-l0 {target:g} was not held, L0 is {held_out.l0.mean:.1f} on held-out rows: train on "
-        f"more --rows, or with a higher --lr.{slow}"
+        "more --rows, or with a higher --lr."
     )

@@ -43,6 +43,7 @@ SETTINGS = {
     "matryoshka, auxk": Setting(variant="matryoshka", prefixes=(16, 80, F), remedy="auxk"),
     "matryoshka, normalised error": Setting(variant="matryoshka", error="normalized", prefixes=(1, 2, F)),
     "jumprelu": Setting(variant="jumprelu", sparsity=2e-3),
+    "jumprelu, below its target": Setting(variant="jumprelu", sparsity=-2e-3),
     "jumprelu, preact": Setting(variant="jumprelu", sparsity=2e-3, remedy="preact"),
     "jumprelu, ghost": Setting(variant="jumprelu", sparsity=2e-3, remedy="ghost"),
     "gated": Setting(variant="gated", sparsity=3e-3),
