@@ -46,10 +46,10 @@ class EvaluateOptions:
     overwrite: bool = option("Replace what an earlier one wrote to RUN.", default=False)
 
     def __post_init__(self) -> None:
-        for name in ("n_images", "images_at_once"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        if self.n_images is not None and self.n_images < 2:
+            raise ValueError(f"n_images must be at least 2, to be told apart; got {self.n_images}")
+        if self.images_at_once < 1:
+            raise ValueError(f"images_at_once must be at least 1; got {self.images_at_once}")
         if self.batch_size is not None and self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, since a batch of one loses nothing; got {self.batch_size}"
