@@ -1,40 +1,31 @@
-"""Writes the feature activations of an activation store: `encode RUN`."""
+"""Writes the feature activations of an activation store: `encode RUN...`."""
 
-import hashlib
 import time
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .._version import __version__
+from ..memory import keep_freed_memory
 from ..progress import Reporter, format_bytes, format_rate, format_s
-from ..store.ahead import in_order
-from ..store.errors import MissingStoreError, StoreError
+from ..store.errors import StoreError
 from ..store.files import FolderLock, free_bytes
-from ..store.provenance import Provenance
-from ..store.reader import ActivationArray, ActivationStore, open_store
 from . import features as format_
-from .by_feature import write_by_feature
 from .columns import CHUNK
-from .encoded_block import EncodedBlock, encode_block
-from .features import FEATURES_ZARR, FeaturesInfo
+from .encode_source import EncodeSource, ReadBlock, open_source
+from .encoded_block import EncodedBlock, StoredRows
+from .feature_writer import FeatureWriter
+from .features import FEATURES_ZARR
 from .folders import new_folder, refuse_existing
 from .options import EncodeOptions
-from .quality import Quality, SectionSums, section_edges, write_sections
-from .row_columns import RowColumns
-from .row_splits import RowSplits
-
-if TYPE_CHECKING:
-    from ..train.models import SparseAutoencoder
+from .quality import Quality
 
 _SAMPLE_RUNS, _SAMPLE_RUN_ROWS = 16, 64  # 1,024 rows from all over the store predict the size to a few percent
 _ROW_BYTES = 8 + 3 * 4 + 4 + 2  # indptr, three float32, label, split and valid
 _ENTRY_BYTES = 8  # index and value, by row and again by feature
-_BLOCKS_AHEAD = 3  # read while one is encoded: from a bucket, 16 chunks of 1024 rows are then under way
 _DEALT_BYTES = 12  # what an entry takes on disk while it is sorted by feature
 
 
@@ -53,13 +44,32 @@ class EncodeResult:
     quality: dict[str, Quality]
     """By split: `train`, `heldout`, `all`, those with rows."""
     seconds: float
+    """Of this process: where it went on from an earlier one, of what was left."""
     rows_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeFailure:
+    """Why one of several runs was not encoded."""
+
+    run_path: Path
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeResults:
+    """What the encoding of several runs wrote."""
+
+    results: list[EncodeResult]
+    failures: list[EncodeFailure]
 
 
 def encode(
     run_path: str | Path, options: EncodeOptions | None = None, reporter: Reporter | None = None
 ) -> EncodeResult:
     """Encode the rows of an activation store with the SAE of a run, into `RUN/features.zarr`.
+
+    A process that was stopped, or killed, is gone on with where it was by the same call again.
 
     Raises
     ------
@@ -69,238 +79,225 @@ def encode(
         When the run has no SAE, the store is not the one that it was trained on (or, with `store`, not of the same
         site), features are there already, or they would be larger than the limit.
     """
-    options, reporter = options or EncodeOptions(), reporter or Reporter()
-    run_path = Path(run_path)
-    source = _open_source(run_path, options)
-    path = run_path / FEATURES_ZARR
-    refuse_existing(path, overwrite=options.overwrite)
-    predicted, predicted_s = _predict(source, options)
-    _check_size(predicted, path, options, reporter)
-    n = source.stop - source.start
-    reporter.say(
-        f"{n:,} rows to encode, about {format_s(predicted_s)} at {format_rate(n / predicted_s)} rows/s on "
-        f"{source.sae.device}; then their activations are sorted by feature"
-    )
-    start_s = time.monotonic()
-    with closing(FolderLock(run_path)), new_folder(path, overwrite=options.overwrite) as folder:
-        info = _write(source, folder, options, reporter)
-    seconds = time.monotonic() - start_s
-    arrays = format_.open_features(path).sections
-    quality = {name: Quality.of_sections(arrays, codes) for name, codes in format_.SPLIT_CODES.items()}
-    return EncodeResult(
-        features_path=path,
-        n_rows=info.n_encoded,
-        d_sae=info.d_sae,
-        nnz=info.nnz,
-        mean_l0=info.nnz / info.n_encoded,
-        predicted_bytes=predicted,
-        written_bytes=sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
-        quality={name: q for name, q in quality.items() if q is not None},
-        seconds=seconds,
-        rows_per_s=info.n_encoded / seconds,
-    )
+    results = _encode([Path(run_path)], options or EncodeOptions(), reporter or Reporter(), is_alone=True)
+    return results.results[0]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What is encoded, with what."""
+def encode_several(
+    run_paths: Sequence[str | Path], options: EncodeOptions | None = None, reporter: Reporter | None = None
+) -> EncodeResults:
+    """Encode with the SAEs of several runs; those of one store and site share one reading of its rows.
 
-    sae: "SparseAutoencoder"
-    sae_sha256: str
-    store: ActivationStore
-    array: ActivationArray
-    is_training_store: bool
-    splits: RowSplits
-    start: int
-    """First position."""
-    stop: int
-    """Position after the last."""
-
-    def read(self, rows: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[Any]]:
-        """Split and label of each row of a range, and the vectors of those to encode."""
-        split = self.splits.codes(*rows)
-        encoded = split != format_.NOT_ENCODED
-        if not encoded.any():
-            return split, self.store.labels(*rows), np.empty((0, self.array.d_in), self.array.stored_dtype)
-        vectors = self.array.read(*rows)
-        return split, self.store.labels(*rows), vectors if encoded.all() else vectors[encoded]
+    Each gets the `features.zarr` that it would get alone. One that fails stops alone.
+    """
+    paths = list(dict.fromkeys(Path(path) for path in run_paths))
+    return _encode(paths, options or EncodeOptions(), reporter or Reporter(), is_alone=len(paths) == 1)
 
 
-def _open_source(run_path: Path, options: EncodeOptions) -> _Source:
-    from ..devices import choose_device
-    from ..train.configuration import is_training_store, one_site, require_training_store
-    from ..train.interchange import origin_of, require_same_tower
-    from ..train.run_dir import open_run
+def _encode(paths: list[Path], options: EncodeOptions, reporter: Reporter, *, is_alone: bool) -> EncodeResults:
+    keep_freed_memory()
+    failures: dict[Path, str] = {}
+    members: list[_Member] = []
 
-    run = open_run(run_path)
-    if options.store is None:
-        try:
-            store = open_store(run.store_path, n_parts=run.n_store_parts)
-        except MissingStoreError:
-            how = "imported for" if run.is_imported else "trained on"
+    def fail(path: Path, error: Exception) -> None:
+        if is_alone:
+            raise error
+        failures[path] = str(error) or type(error).__name__
+        reporter.warn(f"{path} is not encoded: {failures[path]}")
+
+    results: list[EncodeResult] = []
+    try:
+        for path in paths:
+            try:
+                members.append(_Member(open_source(path, options), reporter))
+            except Exception as error:
+                fail(path, error)
+        _check_space(members)
+        _tell_time(members, reporter)
+        together: dict[object, list[_Member]] = {}
+        for member in members:
+            if member.attempt(member.begin, fail):
+                together.setdefault(member.source.reads, []).append(member)
+        for group in together.values():
+            _read_once(group, reporter, fail)
+            for member in group:
+                if member.is_alive:
+                    member.attempt(lambda member=member: results.append(member.finish()), fail)  # type: ignore[misc]
+    except BaseException as error:
+        kept = [member.stop(error) for member in members if member.is_alive]
+        if isinstance(error, KeyboardInterrupt) and kept:
+            why = str(error) or "stopped by the user."
+            raise KeyboardInterrupt(f"{why} {', '.join(kept)}: give the same command again to go on.") from None
+        raise
+    failed = [EncodeFailure(run_path=path, reason=reason) for path, reason in failures.items()]
+    return EncodeResults(results=results, failures=failed)
+
+
+class _Member:
+    """One run that is encoded."""
+
+    def __init__(self, source: EncodeSource, reporter: Reporter) -> None:
+        self.source, self.path = source, source.run_path
+        self.features_path = self.path / FEATURES_ZARR
+        self._reporter = reporter
+        refuse_existing(self.features_path, overwrite=source.options.overwrite)
+        self.predicted_bytes, self.predicted_s = _predict(source)
+        reporter.say(f"{self.features_path} will take at most about {format_bytes(self.predicted_bytes)}")
+        limit = int(source.options.size_limit_gb * 1e9)
+        if self.predicted_bytes > limit and not source.options.force:
             raise StoreError(
-                f"{run_path} was {how} {run.store_path}, where there is no store any more: say where it is with "
-                "--store."
-            ) from None
+                f"{self.features_path} would take about {format_bytes(self.predicted_bytes)}, more than the limit of "
+                f"{format_bytes(limit)}: encode fewer rows with --rows, or give --force."
+            )
+        self.is_alive = False
+        self._start_s = time.monotonic()
+
+    def begin(self) -> None:
+        """Take the run's folder and find where to begin."""
+        with ExitStack() as stack:
+            stack.enter_context(closing(FolderLock(self.path)))
+            overwrite = self.source.options.overwrite
+            folder = stack.enter_context(new_folder(self.features_path, overwrite=overwrite, resumes=True))
+            self.writer = FeatureWriter(folder, self.source)
+            # What is computed for a block is written by a thread, while the next one is encoded.
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="thresher-features")
+            self._pending: Future[None] | None = None
+            self._stack = stack.pop_all()
+        self.is_alive, self.starts_at = True, self.writer.next_row
+        self._start_s, self._encoded_before = time.monotonic(), self.writer.n_encoded
+        if self._encoded_before:
+            self._reporter.say(f"{self.features_path}: {self._encoded_before:,} rows are there from before")
+
+    def attempt(self, work: Callable[[], None], fail: Callable[[Path, Exception], None]) -> bool:
+        """Do some work; where it fails, stop and tell."""
         try:
-            require_training_store(run, store)
-        except StoreError as error:
-            raise StoreError(f"{error} To encode another store of the same site, name it with --store.") from None
-    else:
-        store = open_store(options.store)
-    if run.known_site is None:
-        array = store.activations(one_site(store, None, None, None, ("--layer", "--site", "--token")))
-    else:
-        array = store.activations(run.site)
-    is_same = is_training_store(run, store)
-    what = f"{store.url} does not fit the SAE of {run_path}"
-    if run.has_store:
-        Provenance.from_json(run.provenance).require_same_space(store.provenance, what)
-    else:
-        require_same_tower(origin_of(run), store)
-    if not is_same and options.split != "all":
-        why = "trained on another store, so that none of its rows is a training row"
-        if run.is_imported:
-            why = "imported, and which rows it was trained on is not known"
-        raise ValueError(f"split must be all for {store.url}: the run was {why}; got {options.split!r}")
-    sae = run.load_sae(choose_device(options.device))
-    if sae.d_in != array.d_in:
-        raise StoreError(f"{what}: d_in is {sae.d_in} there and {array.d_in} here.")
-    start, stop = store.split(options.split)
-    stop = stop if options.rows is None else min(stop, start + options.rows)
-    if start == stop:
-        raise StoreError(f"{store.url} has no rows in the split {options.split!r}.")
-    return _Source(
-        sae=sae,
-        sae_sha256=hashlib.sha256((run_path / "sae.safetensors").read_bytes()).hexdigest(),
-        store=store,
-        array=array,
-        is_training_store=is_same,
-        splits=RowSplits(store, start, stop, is_training_store=is_same),
-        start=start,
-        stop=stop,
-    )
+            work()
+        except Exception as error:
+            if self.is_alive:
+                self.stop(error)
+            fail(self.path, error)
+            return False
+        return True
+
+    def put(self, block: ReadBlock, rows: StoredRows | None, is_first: bool) -> None:
+        """Encode a block and have it written; `rows` is None where none of it is to be encoded."""
+        encoded = None if rows is None else self.source.encode(rows)
+        split = block.split if is_first else self.source.splits.codes(block.start, block.stop)
+        self.settle()
+        self._pending = self._pool.submit(self.writer.add, block, split, encoded)
+
+    def settle(self) -> None:
+        """Wait until what was put is written."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def finish(self) -> EncodeResult:
+        """Write the rest and give the features their name."""
+        self.settle()
+        info = self.writer.finish(self._reporter)
+        self._pool.shutdown()
+        self._stack.close()
+        self.is_alive = False
+        seconds = time.monotonic() - self._start_s
+        arrays = format_.open_features(self.features_path).sections
+        quality = {name: Quality.of_sections(arrays, codes) for name, codes in format_.SPLIT_CODES.items()}
+        return EncodeResult(
+            features_path=self.features_path,
+            n_rows=info.n_encoded,
+            d_sae=info.d_sae,
+            nnz=info.nnz,
+            mean_l0=info.nnz / info.n_encoded,
+            predicted_bytes=self.predicted_bytes,
+            written_bytes=sum(f.stat().st_size for f in self.features_path.rglob("*") if f.is_file()),
+            quality={name: q for name, q in quality.items() if q is not None},
+            seconds=seconds,
+            rows_per_s=(info.n_encoded - self._encoded_before) / seconds,
+        )
+
+    def stop(self, error: BaseException) -> str:
+        """Keep what is written, for a successor, and say how much that is."""
+        self.is_alive = False
+        with suppress(Exception):  # it is told why this stopped; the last record stays
+            self.settle()
+            self.writer.record()
+        self._pool.shutdown()
+        self._stack.__exit__(type(error), error, error.__traceback__)
+        return f"{self.writer.n_encoded:,} of {self.source.n:,} rows of {self.path} are kept"
 
 
-def _predict(source: _Source, options: EncodeOptions) -> tuple[int, float]:
+def _read_once(members: list[_Member], reporter: Reporter, fail: Callable[[Path, Exception], None]) -> None:
+    """Read the rows once for several runs, each of which encodes those that it has not got."""
+    first = members[0].source
+    begin = min(member.writer.next_row for member in members)
+    done = min(member.writer.n_encoded for member in members)
+    n_rows = first.store.n_rows
+    with (
+        reporter.task("encoding", first.n, "rows", done=done) as task,
+        first.reading(first.blocks(begin, n_rows)) as read,
+    ):
+        for block in read:
+            rows = first.stored_rows(block.vectors) if len(block.vectors[0]) else None
+            for member in members:
+                if member.is_alive and block.start >= member.starts_at:
+                    member.attempt(lambda m=member: m.put(block, rows, m.source is first), fail)  # type: ignore[misc]  # noqa: B023
+            if not any(member.is_alive for member in members):
+                return
+            task.advance(len(block.vectors[0]))
+    for member in members:
+        if member.is_alive:
+            member.attempt(member.settle, fail)
+
+
+def _predict(source: EncodeSource) -> tuple[int, float]:
     """Size of the features before compression, and seconds of encoding, from a sample of rows spread over the rows."""
-    n = source.stop - source.start
+    n = source.n
     runs = min(_SAMPLE_RUNS, -(-n // _SAMPLE_RUN_ROWS))
     length = min(_SAMPLE_RUN_ROWS, n // runs)
     starts = source.start + np.arange(runs) * (n // runs)
-    sample = np.empty((runs * length, source.array.d_in), source.array.stored_dtype)
-    source.array.read_runs(starts, np.full(runs, length), sample)
-    block, seconds = _timed_block(source, sample, options)
+    sample = tuple(np.empty((runs * length, array.d_in), array.stored_dtype) for array in source.arrays)
+    for array, vectors in zip(source.arrays, sample, strict=True):
+        array.read_runs(starts, np.full(runs, length), vectors)
+    rows = source.stored_rows(sample)
+    block, seconds = _timed_block(source, rows)
     if seconds < 1:  # the first block also pays for what torch sets up once
-        block, seconds = _timed_block(source, sample, options)
-    nnz = len(block.index) / len(sample) * n
+        block, seconds = _timed_block(source, rows)
+    nnz = len(block.index) / (runs * length) * n
     last_chunks = 4 * 4 * CHUNK  # of index and value, by row and by feature: chunks are written whole
     size = int(2 * _ENTRY_BYTES * nnz + last_chunks + _ROW_BYTES * source.store.n_rows + 8 * source.sae.d_sae)
-    return size, seconds / len(sample) * n
+    return size, seconds / (runs * length) * n
 
 
-def _timed_block(source: _Source, rows: NDArray[np.generic], options: EncodeOptions) -> tuple[EncodedBlock, float]:
+def _timed_block(source: EncodeSource, rows: StoredRows) -> tuple[EncodedBlock, float]:
     start_s = time.perf_counter()
-    block = encode_block(source.sae, source.array, rows, tile_features=options.tile_features)
+    block = source.encode(rows)
     return block, time.perf_counter() - start_s
 
 
-def _check_size(predicted: int, path: Path, options: EncodeOptions, reporter: Reporter) -> None:
-    reporter.say(f"{path} will take at most about {format_bytes(predicted)}")
-    limit = int(options.size_limit_gb * 1e9)
-    if predicted > limit and not options.force:
-        raise StoreError(
-            f"{path} would take about {format_bytes(predicted)}, more than the limit of {format_bytes(limit)}: "
-            "encode fewer rows with --rows, or give --force."
-        )
-    # Entries lie on disk once more, as records, while they are turned to features.
-    needed = predicted + int(predicted / (2 * _ENTRY_BYTES) * _DEALT_BYTES)
-    free = free_bytes(path)
-    if needed > free:
-        raise StoreError(
-            f"{path} needs up to {format_bytes(needed)} of disk while it is written and {format_bytes(free)} are free: "
-            "encode fewer rows with --rows, or make room."
-        )
+def _check_space(members: list[_Member]) -> None:
+    """Raise `StoreError` where a disk does not hold what is to be written to it."""
+    needed: dict[int, int] = {}
+    for member in members:
+        path, disk = member.features_path, member.path.stat().st_dev
+        # Entries lie on disk once more, as records, while they are turned to features.
+        needed[disk] = needed.get(disk, 0) + member.predicted_bytes
+        most = needed[disk] + int(member.predicted_bytes / (2 * _ENTRY_BYTES) * _DEALT_BYTES)
+        begun = path.with_name(f".{path.name}.tmp")
+        free = free_bytes(path) + sum(f.stat().st_size for f in begun.rglob("*") if f.is_file())
+        if most > free:
+            raise StoreError(
+                f"{path} needs up to {format_bytes(most)} of disk while it is written and {format_bytes(free)} are "
+                "free: encode fewer rows with --rows, or make room."
+            )
 
 
-def _write(source: _Source, folder: Path, options: EncodeOptions, reporter: Reporter) -> FeaturesInfo:
-    import zarr
-
-    group = zarr.open_group(str(folder), mode="w", zarr_format=3)
-    n_active = np.zeros(source.sae.d_sae, np.int64)
-    sections = _write_rows(source, group, n_active, options, reporter)
-    by_split = {code: sum(s.n for s in sections if s.split == code) for code in format_.SPLIT_CODES["all"]}
-    store, splits = source.store, source.splits
-    info = FeaturesInfo(
-        n_rows=store.n_rows,
-        n_encoded=sum(by_split.values()),
-        n_train=by_split[format_.TRAIN],
-        n_held_out=by_split[format_.HELD_OUT],
-        n_unreadable=store.n_rows - store.n_valid,
-        nnz=int(n_active.sum()),
-        d_in=source.sae.d_in,
-        d_sae=source.sae.d_sae,
-        split=options.split,
-        row_start=splits.row_start,
-        row_stop=splits.row_stop,
-        held_out_start=splits.held_out_start,
-        store=store.objects.absolute_url,
-        store_fingerprint=store.fingerprint,
-        n_store_parts=len(store.parts),
-        is_training_store=source.is_training_store,
-        site=source.array.site.path,
-        sae_sha256=source.sae_sha256,
-        thresher=__version__,
+def _tell_time(members: list[_Member], reporter: Reporter) -> None:
+    """Say what there is to do and how long it takes."""
+    if not members:
+        return
+    n, seconds = max(member.source.n for member in members), sum(member.predicted_s for member in members)
+    what = "" if len(members) == 1 else f" with {len(members)} SAEs"
+    reporter.say(
+        f"{n:,} rows to encode{what}, about {format_s(seconds)} at {format_rate(n / seconds)} rows/s on "
+        f"{members[0].source.sae.device}; then their activations are sorted by feature"
     )
-    write_sections(group, sections)
-    with reporter.task("sorting by feature", info.nnz, "entries") as task:
-        write_by_feature(group, folder, n_active, info.n_rows, format_.read_entries(group, info), task)
-    group.attrs.update(info.to_attributes())  # last: what has these is whole
-    return info
-
-
-def _write_rows(
-    source: _Source, group: Any, n_active: NDArray[np.int64], options: EncodeOptions, reporter: Reporter
-) -> list[SectionSums]:
-    """Write every array that goes by rows; count each feature's entries into `n_active`."""
-    columns, store = RowColumns(group, source.store.n_rows), source.store
-    edges = section_edges(store.n_rows, store.tokens_per_image, source.splits.held_out_start)
-    sections: dict[tuple[int, int], SectionSums] = {}
-    starts = range(0, store.n_rows, options.block_rows)
-    blocks = [(start, min(start + options.block_rows, store.n_rows)) for start in starts]
-    with (
-        reporter.task("encoding", source.stop - source.start, "rows") as task,
-        closing(in_order(source.read, blocks, _BLOCKS_AHEAD)) as read,
-    ):
-        for first, _ in blocks:
-            split, labels, rows = next(read)
-            block = None
-            if len(rows):
-                block = encode_block(source.sae, source.array, rows, tile_features=options.tile_features)
-                n_active += np.bincount(block.index, minlength=len(n_active))
-                _add_to_sections(sections, edges, first, split, block)
-            columns.append(split, labels, block)
-            task.advance(len(rows))
-    columns.close()
-    return [sections[key] for key in sorted(sections)]
-
-
-def _add_to_sections(
-    sections: dict[tuple[int, int], SectionSums],
-    edges: NDArray[np.int64],
-    first: int,
-    split: NDArray[np.uint8],
-    block: EncodedBlock,
-) -> None:
-    """Add a block's encoded rows, of the physical rows from `first` on, to the sums of their section and split."""
-    encoded = np.flatnonzero(split != format_.NOT_ENCODED)
-    section_of = np.searchsorted(edges, first + encoded, side="right") - 1
-    for section in np.unique(section_of).tolist():
-        start, stop = np.searchsorted(section_of, [section, section + 1])
-        codes = split[encoded[start:stop]]
-        for code in np.unique(codes).tolist():
-            key, at = (section, code), start + np.flatnonzero(codes == code)
-            if key not in sections:
-                row_start, row_stop = edges[section : section + 2].tolist()
-                sections[key] = SectionSums.zero(code, row_start, row_stop, block.x.shape[1])
-            sections[key].add(block.x[at], block.norm[at], block.sse[at], block.l1[at])

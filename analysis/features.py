@@ -10,7 +10,7 @@ One zarr v3 group that any zarr reader opens. N physical rows of the activation 
     rows/split         (N,) uint8    0 not encoded, 1 training, 2 held out, 3 of a store that the run was not trained on
     rows/valid         (N,) bool     whether the row was encoded; rows that were not have no entries
     rows/label         (N,) int32    -1 for none
-    rows/x_norm        (N,) float32  ||x||_2
+    rows/x_norm        (N,) float32  ||x||_2 of what is reconstructed: of a transcoder the rows of its target site
     rows/sse           (N,) float32  ||x_hat - x||^2
     rows/cosine        (N,) float32  of x and x_hat; these three are NaN on rows that were not encoded
     sections/...       float64 sums over runs of rows, one set a split (see `quality.py`)
@@ -18,7 +18,7 @@ One zarr v3 group that any zarr reader opens. N physical rows of the activation 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -84,11 +84,16 @@ class FeaturesInfo:
     """Of the file of the SAE's weights."""
     thresher: str
     """Version that wrote it."""
+    precision: str = "fp32"
+    """How active features were found; their values are float32 either way."""
+    target_site: str | None = None
+    """What a transcoder reconstructs, of which norms, errors and cosines are; None of an SAE."""
 
     @classmethod
     def of_attributes(cls, attributes: dict[str, Any]) -> Self:
-        """Read the group's attributes back."""
-        return cls(**{f.name: attributes[f.name] for f in fields(cls)})
+        """Read the group's attributes back; what an earlier version did not write has its default."""
+        missing = {f.name for f in fields(cls) if f.default is not MISSING} - set(attributes)
+        return cls(**{f.name: attributes[f.name] for f in fields(cls) if f.name not in missing})
 
     def to_attributes(self) -> dict[str, Any]:
         """The group's attributes, the mark of completeness included."""

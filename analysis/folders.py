@@ -11,11 +11,20 @@ from ..store.files import sync_folder
 
 
 @contextmanager
-def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def new_folder(path: Path, *, overwrite: bool, resumes: bool = False) -> Iterator[Path]:
     """Give a temporary folder to fill, which takes the name `path` when the block ends without an error.
 
     What a killed process leaves under the temporary name is removed by the next one; one process at a time writes
     (the caller holds the run directory's lock).
+
+    Parameters
+    ----------
+    path
+        The name.
+    overwrite
+        Whether it may be taken from what has it already.
+    resumes
+        Leave what an interrupted block has filled, and give it to the next one.
 
     Raises
     ------
@@ -27,14 +36,15 @@ def new_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     if retired.exists() and not path.exists():
         os.rename(retired, path)  # killed between the two renames below: what was there is there again
     refuse_existing(path, overwrite=overwrite)
-    for leftover in (temporary, retired):
+    for leftover in (retired,) if resumes else (temporary, retired):
         if leftover.exists():
             shutil.rmtree(leftover)
-    temporary.mkdir(parents=True)
+    temporary.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not resumes:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_tree(temporary)
     if path.exists():

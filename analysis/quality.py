@@ -11,7 +11,7 @@ Definitions, for rows x (d_in), reconstructions x_hat and activations f > 0:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -77,12 +77,19 @@ class SectionSums:
         # leave rounding noise for a variance where there is one row or all are alike.
         centred = x - x_sum / len(x)  # (n, d_in) float64
         scatter = float(np.einsum("nd,nd->", centred, centred))
+        sums = np.array([sse.sum(), ratio.sum(), over_energy.sum(), l1.sum(), scatter, nonzero.sum()])
+        self.merge(replace(self, n=len(x), sums=sums, x_sum=x_sum))
+
+    def merge(self, other: "SectionSums") -> None:
+        """Add other rows of the same section and split."""
+        scatter = 0.0
         if self.n:
-            shift = x_sum / len(x) - self.x_sum / self.n
-            scatter += float(shift @ shift) * self.n * len(x) / (self.n + len(x))
-        self.n += len(x)
-        self.sums += [sse.sum(), ratio.sum(), over_energy.sum(), l1.sum(), scatter, nonzero.sum()]
-        self.x_sum += x_sum
+            shift = other.x_sum / other.n - self.x_sum / self.n
+            scatter = float(shift @ shift) * self.n * other.n / (self.n + other.n)
+        self.n += other.n
+        self.sums += other.sums
+        self.sums[SUMS.index("scatter")] += scatter
+        self.x_sum += other.x_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +135,9 @@ class Quality:
         )
 
 
-def write_sections(group: Any, sections: list[SectionSums]) -> None:
-    """Write the sums as `sections/` of a group of feature activations."""
-    from .columns import codecs
-
-    arrays: dict[str, NDArray[Any]] = {
+def section_arrays(sections: list[SectionSums]) -> dict[str, NDArray[Any]]:
+    """The sums of sections with rows, by name, as `sections/` of a group of feature activations holds them."""
+    return {
         "split": np.array([s.split for s in sections], np.uint8),
         "row_start": np.array([s.row_start for s in sections], np.uint64),
         "row_stop": np.array([s.row_stop for s in sections], np.uint64),
@@ -140,5 +145,11 @@ def write_sections(group: Any, sections: list[SectionSums]) -> None:
         "x_sum": np.array([s.x_sum for s in sections]),
         **{name: np.array([s.sums[i] for s in sections]) for i, name in enumerate(SUMS)},
     }
+
+
+def write_sections(group: Any, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write the arrays of `sections/` of a group of feature activations."""
+    from .columns import codecs
+
     for name, values in arrays.items():
         group.create_array(f"sections/{name}", data=values, chunks=values.shape, compressors=codecs("float"))

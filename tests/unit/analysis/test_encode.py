@@ -242,18 +242,25 @@ def test_existing_features_are_kept_without_overwrite(make_store, make_run):
     assert sorted(p.name for p in run.path.iterdir()) == ["config.json", "features.zarr", "sae.safetensors"]
 
 
-def test_an_interrupted_encode_leaves_nothing_and_keeps_the_old(make_store, make_run, monkeypatch):
+def test_an_interrupted_encode_keeps_the_old_and_the_next_goes_on(make_store, make_run, monkeypatch):
     run = make_run(make_store().path)
     encode(run.path, EncodeOptions(rows=5))
 
     def stop(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("thresher.analysis.encode.write_by_feature", stop)
-    with pytest.raises(KeyboardInterrupt):
-        encode(run.path, EncodeOptions(overwrite=True))
+    with monkeypatch.context() as patch:
+        patch.setattr("thresher.analysis.feature_writer.write_by_feature", stop)
+        with pytest.raises(KeyboardInterrupt, match=r"300 of 300 rows of .*run are kept: give the same command again"):
+            encode(run.path, EncodeOptions(overwrite=True))
     assert open_features(run.path).info.n_encoded == 5
-    assert sorted(p.name for p in run.path.iterdir()) == ["config.json", "features.zarr", "sae.safetensors"]
+    names = [".features.zarr.tmp", "config.json", "features.zarr", "sae.safetensors"]
+    assert sorted(p.name for p in run.path.iterdir()) == names
+    monkeypatch.setattr("thresher.analysis.encode_source.encode_block", lambda *_, **__: pytest.fail("encoded again"))
+    monkeypatch.setattr("thresher.analysis.encode._predict", lambda _: (1000, 1.0))
+    encode(run.path, EncodeOptions(overwrite=True))
+    assert open_features(run.path).info.n_encoded == 300
+    assert sorted(p.name for p in run.path.iterdir()) == names[1:]
 
 
 def test_features_without_the_mark_of_completeness_are_refused(make_store, make_run):

@@ -15,7 +15,7 @@ from thresher.analysis.stats import stats
 @pytest.fixture
 def small_buffers(monkeypatch):
     """Buffers a hundredth of their size, so that ten times the rows would show where something grows with them."""
-    monkeypatch.setattr(columns.Column.__init__, "__kwdefaults__", {"chunk": 2048})
+    monkeypatch.setattr(columns.Column.__init__, "__kwdefaults__", {"chunk": 2048, "state": None})
     monkeypatch.setattr("thresher.analysis.row_columns.CHUNK", 2048)
     monkeypatch.setattr(by_feature, "_SORTED_AT_ONCE", 4096)
     monkeypatch.setattr(totals, "_ENTRIES_AT_ONCE", 4096)
