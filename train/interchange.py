@@ -22,7 +22,7 @@ from .configuration import describe_store, one_site
 from .formats import FORMATS, Foreign, Origin, Outgoing, PlainSae, hash_of, read_foreign
 from .interchange_options import ExportOptions, ImportOptions
 from .models import SparseAutoencoder
-from .options import TrainOptions
+from .options import REMEDIES_OF, VARIANTS_OF, TrainOptions
 from .run_dir import CONFIG, SWEEP, WEIGHTS, Run, create_run, is_run, open_run
 
 
@@ -239,11 +239,15 @@ def outgoing(run: Run) -> Outgoing:
 
 
 def _recipe(options: TrainOptions) -> dict[str, Any]:
-    """The options that are numbers, or words from a list: no path of this machine."""
+    """The options that acted and are numbers, or words from a list: no path of this machine."""
+    variant, remedy = options.variant, options.resolved_dead_remedy
+    acted = replace(options, error=options.resolved_error, dead_remedy=remedy, aux=options.resolved_aux)
     return {
         spec.name: value
         for spec in fields(options)
-        if isinstance(value := getattr(options, spec.name), (int, float)) or (value and spec.metadata["choices"])
+        if (isinstance(value := getattr(acted, spec.name), (int, float)) or (value and spec.metadata["choices"]))
+        and variant in VARIANTS_OF.get(spec.name, (variant,))
+        and remedy in REMEDIES_OF.get(spec.name, (remedy,))
     }
 
 

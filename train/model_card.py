@@ -7,7 +7,10 @@ from .formats import Outgoing
 from .interchange import read_stats
 from .run_dir import Run
 
-_RECIPE = ("variant", "k", "l1", "target_l0", "lr", "batch_size", "rows", "normalize", "dead_remedy", "recipe", "seed")
+_RECIPE = (
+    *("recipe", "variant", "error", "k", "l1", "l0_penalty", "target_l0", "decoder_norm", "dead_remedy", "normalize"),
+    *("lr", "warmup", "schedule", "decay", "weight_decay", "batch_size", "rows", "precision", "seed"),
+)
 
 
 def model_card(run: Run, out: Outgoing, repo_id: str, folder: str, format_name: str) -> str:

@@ -1,5 +1,8 @@
 """A run is pushed to the hub and pulled from it; what comes from there is bounded, and is whole or not there."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +10,13 @@ from hub_on_loopback import TOKEN, Repository, hub_on_loopback
 from huggingface_hub import constants
 from thresher.store.errors import StoreError
 from thresher.train.hub import pull, push
-from thresher.train.interchange import ExportOptions, export_sae
+from thresher.train.interchange import ExportOptions, export_sae, outgoing
 from thresher.train.interchange_options import PullOptions, PushOptions
 from thresher.train.loop import train
+from thresher.train.model_card import model_card
 from thresher.train.models import load_sae
 from thresher.train.options import TrainOptions
+from thresher.train.run_dir import open_run
 
 NAME = "someone/clip-sae"
 FOLDER = "layer_1_resid_post_cls"
@@ -65,6 +70,23 @@ def test_a_pushed_run_is_pulled_with_the_same_function(format_name, hub, run, to
     assert pulled.site == "layers/1/resid_post/cls"
     x = torch.tensor(np.random.default_rng(3).standard_normal((20, 8)), dtype=torch.float32)
     np.testing.assert_allclose(load_sae(tmp_path / "back")(x), load_sae(run)(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "has", "has_not"),
+    [
+        (OPTIONS, {"k": "4", "error": "mse", "dead_remedy": "auxk"}, {"l1", "l0_penalty", "decoder_norm"}),
+        (replace(OPTIONS, variant="jumprelu"), {"l0_penalty": "0.001", "dead_remedy": "preact"}, {"k", "l1"}),
+        (replace(OPTIONS, variant="relu"), {"l1": f"{OPTIONS.l1:g}", "error": "normalized"}, {"k", "l0_penalty"}),
+    ],
+)
+def test_the_model_card_names_the_options_that_acted_and_no_others(options, has, has_not, make_store, tmp_path):
+    train(options, make_store().path, tmp_path / "trained")
+    trained = open_run(tmp_path / "trained")
+    card = model_card(trained, outgoing(trained), NAME, FOLDER, "saelens")
+    training = dict(re.findall(r"^\| (\w+) \| (.*) \|$", card[card.index("## Training") :], re.MULTILINE))
+    assert has.items() <= training.items()
+    assert not has_not & set(training)
 
 
 def test_the_model_card_has_the_run_s_numbers_and_says_how_it_is_loaded(hub, run, token_file):
