@@ -16,6 +16,7 @@ from .compare_command import compare
 from .evaluate_command import evaluate
 from .harvest.options import HarvestOptions
 from .progress import ConsoleReporter
+from .report_command import report
 from .train.interchange_options import ExportOptions, ImportOptions, PullOptions, PushOptions
 from .train.options import TrainOptions
 
@@ -424,6 +425,7 @@ main.add_command(align)
 
 main.add_command(attributes)
 main.add_command(compare)
+main.add_command(report)
 main.add_command(evaluate)
 
 

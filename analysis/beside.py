@@ -11,8 +11,7 @@ import numpy as np
 from ..store.errors import StoreError
 from ..train.run_dir import CONFIG, SWEEP, open_run
 from ..train.sweep_dir import open_sweep
-from .features import open_features
-from .stored_statistics import STATS_JSON, StoredStatistics, open_statistics
+from .stored_statistics import STATS_JSON, open_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class RunNumbers:
     """Mean."""
     max_l0: int
     uld_of_max_l0: float
-    """How much of the row with the largest L0 is of the ULD cluster; NaN without a cluster, or without features."""
+    """Share of the features on the row with the largest L0 that are of the ULD cluster; NaN without a cluster."""
     n_dead: int
     share_dead: float
     n_uld: int
@@ -88,7 +87,7 @@ def run_numbers(path: Path, name: str) -> RunNumbers:
         held_out_explained_variance=_number((s["quality"].get("heldout") or {}).get("explained_variance")),
         l0=_number(s["l0"]["mean"]),
         max_l0=s["l0"]["max"],
-        uld_of_max_l0=uld_share_of_row(stored, s["max_l0_row"]),
+        uld_of_max_l0=_number((s.get("max_l0_row_uld") or {}).get("share_of_firings")),
         n_dead=s["n_dead"],
         share_dead=s["n_dead"] / d_sae,
         n_uld=uld.get("n_features", 0),
@@ -101,20 +100,6 @@ def run_numbers(path: Path, name: str) -> RunNumbers:
         median_label_entropy=float(np.median(defined)) if len(defined) else nan,
         n_entropy=len(defined),
     )
-
-
-def uld_share_of_row(stored: StoredStatistics, row: int) -> float:
-    """Share of the features > 0 on a row that are of the ULD cluster.
-
-    NaN without a cluster, without such features, or where the run's feature activations are gone.
-    """
-    if row < 0 or not stored.is_uld.any():
-        return nan
-    try:
-        _, index, _ = open_features(stored.path).rows(row, row + 1)
-    except StoreError:
-        return nan
-    return float(stored.is_uld[index].mean()) if len(index) else nan
 
 
 def _runs_of(path: Path) -> list[Path]:

@@ -52,6 +52,16 @@ def draw_figures(out_dir: Path, statistics: FeatureStatistics, split: UldSplit) 
     statistics, split
         What is drawn.
     """
+    paths = []
+    for name, figure in statistics_figures(out_dir, statistics, split).items():
+        path = out_dir / "figures" / f"{name}.png"
+        write_atomically(path, to_png(figure))
+        paths.append(path)
+    return paths
+
+
+def statistics_figures(out_dir: Path, statistics: FeatureStatistics, split: UldSplit) -> "dict[str, Figure]":
+    """What `draw_figures` draws, by name."""
     from ..train.run_dir import METRICS, read_metrics
 
     figures = {
@@ -63,18 +73,20 @@ def draw_figures(out_dir: Path, statistics: FeatureStatistics, split: UldSplit) 
     metrics = read_metrics(out_dir / METRICS)
     if metrics:
         figures["training"] = training_figure(metrics)
-    paths = []
-    for name, figure in figures.items():
-        path = out_dir / "figures" / f"{name}.png"
-        write_atomically(path, to_png(figure))
-        paths.append(path)
-    return paths
+    return figures
 
 
 def to_png(figure: "Figure") -> bytes:
     """The figure as PNG bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})  # equal data, equal bytes
+    return buffer.getvalue()
+
+
+def to_pdf(figure: "Figure") -> bytes:
+    """The figure as PDF bytes, its letters as text: for papers."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="pdf", dpi=_DPI, metadata={"CreationDate": None, "Producer": None, "Creator": None})
     return buffer.getvalue()
 
 
