@@ -1,8 +1,15 @@
 """Samples, labels, chance levels, partners, neighbours and monosemanticity, against plain loops in float64."""
 
+import gc
 import math
+import os
+import signal
+import tracemalloc
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -25,6 +32,9 @@ from thresher.analysis.stored_details import StoredDetails
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 
+if TYPE_CHECKING:
+    from distributed import LocalCluster
+
 
 def hard_data(n: int = 500, d_sae: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Activations with ties, a dead feature (1), one of one firing (2), one that always fires (4), invalid rows."""
@@ -45,9 +55,9 @@ def uld_split(is_uld: np.ndarray, threshold: float | None) -> UldSplit:
     return UldSplit(threshold=threshold, reason=reason, is_uld=is_uld, mixture=None, bic_gain=None, dip=None)
 
 
-def details_of(path, options: StatsOptions, tmp_path, *, uld=None, name="stats.zarr", **where):
+def details_of(path, options: StatsOptions, tmp_path, *, uld=None, name="stats.zarr", reporter=None, **where):
     """The details of stored features: the record and the reader."""
-    features = open_features(path)
+    features, reporter = open_features(path), reporter or Reporter()
     with open_compute(**where) as compute:
         start, stop = features.row_range(options.split)
         totals = sparse_totals(
@@ -58,7 +68,7 @@ def details_of(path, options: StatsOptions, tmp_path, *, uld=None, name="stats.z
             k=options.k,
             task_bytes=options.task_bytes,
             compute=compute,
-            reporter=Reporter(),
+            reporter=reporter,
         )
         statistics = FeatureStatistics.of_totals(totals, min_labelled=options.min_labelled)
         none = uld_split(np.zeros(statistics.d_sae, bool), None)
@@ -68,7 +78,7 @@ def details_of(path, options: StatsOptions, tmp_path, *, uld=None, name="stats.z
             DetailsOf(statistics=statistics, uld=uld or none, features=features),
             options,
             compute=compute,
-            reporter=Reporter(),
+            reporter=reporter,
         )
         group.create_array("n_active", data=statistics.n_active)
     return record, StoredDetails(group, tmp_path, record["absent"]), statistics
@@ -158,27 +168,100 @@ def test_nothing_depends_on_the_cut_into_tasks_nor_on_how_much_is_read_at_a_time
             np.testing.assert_array_equal(whole.array(name)[:], cut.array(name)[:], err_msg=name)
 
 
-def test_two_processes_and_a_joined_cluster_give_the_details_of_threads(write_features, tmp_path):
+@contextmanager
+def two_processes(folder) -> Iterator["LocalCluster"]:
+    """A cluster of two worker processes, which are started again when they die."""
     from distributed import LocalCluster
 
-    f, labels = hard_data(2000)
-    path = write_features(f, labels)
-    options = StatsOptions(task_bytes=4000)
-    _, threads, _ = details_of(path, options, tmp_path, name="threads")
     with LocalCluster(
         n_workers=2,
         threads_per_worker=1,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         worker_dashboard_address="127.0.0.1:0",
-        local_directory=str(tmp_path),
+        local_directory=str(folder),
     ) as cluster:
-        address = cluster.scheduler_address
-        _, joined, statistics = details_of(path, options, tmp_path, name="joined", scheduler=address)
+        yield cluster
+
+
+def assert_same_arrays(a: StoredDetails, b: StoredDetails) -> None:
+    names = [name for name, array in a._group.members(max_depth=None) if isinstance(array, zarr.Array)]
+    assert len(names) > 15
+    for name in names:
+        np.testing.assert_array_equal(a.array(name)[:], b.array(name)[:], err_msg=name)
+
+
+def test_two_processes_and_a_joined_cluster_give_the_details_of_threads(write_features, tmp_path):
+    f, labels = hard_data(2000)
+    path = write_features(f, labels)
+    options = StatsOptions(task_bytes=4000)
+    _, threads, _ = details_of(path, options, tmp_path, name="threads")
+    with two_processes(tmp_path) as cluster:
+        _, joined, statistics = details_of(path, options, tmp_path, name="joined", scheduler=cluster.scheduler_address)
     assert len(statistics.workers) == 2  # the rows were counted by both of the cluster's processes
-    for name, array in threads._group.members(max_depth=None):
-        if isinstance(array, zarr.Array):
-            np.testing.assert_array_equal(array[:], joined.array(name)[:], err_msg=name)
+    assert f":{os.getpid()}" not in "".join(statistics.workers)
+    assert_same_arrays(threads, joined)
+
+
+class Killer(Reporter):
+    """Kills a worker process when the n-th unit of a piece of work is done."""
+
+    def __init__(self, cluster: "LocalCluster", work: str, at: int):
+        self._cluster, self._work, self._at, self.killed = cluster, work, at, []
+
+    @contextmanager
+    def task(self, name, total, unit, *, done=0):
+        self._now, self._done = name, 0
+        yield self
+
+    def advance(self, n=1, **fields):
+        self._done += n
+        if self._now == self._work and self._done >= self._at and not self.killed:
+            (nanny, *_) = self._cluster.workers.values()
+            self.killed.append(nanny.pid)
+            os.kill(nanny.pid, signal.SIGKILL)
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(("work", "at"), [("counting", 20), ("firing rows", 10), ("co-firing", 5)])
+def test_a_worker_killed_midway_changes_no_number(write_features, tmp_path, monkeypatch, work, at):
+    monkeypatch.setattr(cofiring, "_TASK_PAIRS", 20_000)
+    f, labels = hard_data(20_000)
+    path = write_features(f, labels)
+    options = StatsOptions(task_bytes=8000)
+    _, threads, expected = details_of(path, options, tmp_path, name="threads")
+    with two_processes(tmp_path) as cluster:
+        killer = Killer(cluster, work, at)
+        _, stored, statistics = details_of(
+            path, options, tmp_path, name="killed", reporter=killer, scheduler=cluster.scheduler_address
+        )
+    assert len(killer.killed) == 1
+    assert_same_arrays(threads, stored)
+    for name in FeatureStatistics.__dataclass_fields__:
+        if name != "workers":
+            np.testing.assert_array_equal(getattr(statistics, name), getattr(expected, name), err_msg=name)
+
+
+@pytest.mark.faults
+def test_the_drivers_memory_is_flat_in_the_rows_and_both_processes_count(write_features, tmp_path, monkeypatch):
+    monkeypatch.setattr(cofiring, "ENTRIES_KEPT", 10_000)
+    options, peaks = StatsOptions(task_bytes=20_000), []
+    with two_processes(tmp_path) as cluster:
+        for n in (2_000, 2_000, 20_000):  # the first for imports and caches
+            f, labels = hard_data(n)
+            path = write_features(f, labels, name=f"{n}.zarr")
+            del f
+            gc.collect()
+            tracemalloc.start()
+            where = {"scheduler": cluster.scheduler_address}
+            _, _, statistics = details_of(path, options, tmp_path, name="memory", **where)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert len(statistics.workers) == 2
+    # what grows is a graph node a range and the futures of ranges, some kilobytes each; ten times the entries are
+    # 2 MB more
+    assert peaks[2] < 1.8 * peaks[1]
 
 
 def test_random_samples_are_even_over_a_features_rows_and_differ_by_seed():
