@@ -141,7 +141,7 @@ class _Member:
         self.features_path = self.path / FEATURES_ZARR
         self._reporter = reporter
         refuse_existing(self.features_path, overwrite=source.options.overwrite)
-        self.predicted_bytes, self.predicted_s = _predict(source)
+        self.predicted_bytes, self.predicted_s = predict(source)
         reporter.say(f"{self.features_path} will take at most about {format_bytes(self.predicted_bytes)}")
         limit = int(source.options.size_limit_gb * 1e9)
         if self.predicted_bytes > limit and not source.options.force:
@@ -249,7 +249,7 @@ def _read_once(members: list[_Member], reporter: Reporter, fail: Callable[[Path,
             member.attempt(member.settle, fail)
 
 
-def _predict(source: EncodeSource) -> tuple[int, float]:
+def predict(source: EncodeSource) -> tuple[int, float]:
     """Size of the features before compression, and seconds of encoding, from a sample of rows spread over the rows."""
     n = source.n
     runs = min(_SAMPLE_RUNS, -(-n // _SAMPLE_RUN_ROWS))

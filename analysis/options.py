@@ -58,6 +58,18 @@ class StatsOptions:
     labels: str | None = option(
         "For a dense matrix: .npy file of one integer label a row, -1 for none.", default=None, metavar="FILE"
     )
+    from_store: bool = option(
+        "Encode the rows of the run's store and count them at once: `thresher encode` is not needed and nothing of the "
+        "features is kept.",
+        default=False,
+    )
+    store: str | None = option(
+        "With --from-store: as for encode, another store of the same site.", default=None, metavar="STORE"
+    )
+    rows: int | None = option(
+        "With --from-store: count at most this many rows, the first of the split.", default=None, metavar="N"
+    )
+    precision: str = option("With --from-store: as for encode.", default="fp32", choices=ENCODE_PRECISIONS)
     workers: int | None = option(
         "Compute in this many local processes; the default is threads of this one.", default=None, metavar="N"
     )
@@ -88,7 +100,7 @@ class StatsOptions:
         default=None,
         metavar="FILE",
     )
-    device: str = option("For the nearest features: auto, cpu, cuda, cuda:N or mps.", default="auto")
+    device: str = option("For the nearest features and --from-store: auto, cpu, cuda, cuda:N or mps.", default="auto")
     figures: bool = option("Draw the figures and contact sheets.", default=True)
     sheet_features: tuple[int, ...] = option(
         "Features to show in a contact sheet of their own; may be given several times.",
@@ -113,6 +125,10 @@ class StatsOptions:
                 f"got {self.min_labelled}"
             )
         _check_positive("workers", self.workers)
+        if not self.from_store and (self.store is not None or self.rows is not None or self.precision != "fp32"):
+            raise ValueError("store, rows and precision go with from_store: what was encoded is counted as it is")
+        _check_positive("rows", self.rows)
+        _check_choice("precision", self.precision, ENCODE_PRECISIONS)
         _check_positive("sheet_rows", self.sheet_rows)
         _check_positive("task_bytes", self.task_bytes)
         for name in ("samples", "cofiring", "nearest", "null_draws"):

@@ -1,6 +1,7 @@
 """The float64 sums of all sections of a store, filled block by block, in one process or several."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -44,13 +45,21 @@ class SectionTable:
                     self._sums[section, code] = SectionSums.zero(code, row_start, row_stop, block.x.shape[1])
                 self._sums[section, code].add(block.x[at], block.norm[at], block.sse[at], block.l1[at])
 
+    def copy(self) -> Self:
+        """The same sums, to be added to."""
+        copy = type(self)(self._edges)
+        copy._sums = {
+            key: replace(sums, sums=sums.sums.copy(), x_sum=sums.x_sum.copy()) for key, sums in self._sums.items()
+        }
+        return copy
+
     def merge(self, other: "SectionTable") -> None:
         """Add the rows of another table of the same store, which come after these."""
         for key, sums in other._sums.items():
             if key in self._sums:
                 self._sums[key].merge(sums)
             else:
-                self._sums[key] = sums
+                self._sums[key] = replace(sums, sums=sums.sums.copy(), x_sum=sums.x_sum.copy())
 
     @property
     def rows_by_split(self) -> dict[int, int]:

@@ -3,7 +3,7 @@
 import itertools
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -315,8 +315,10 @@ def _require_int32(labels_path: str, labels: NDArray[Any]) -> None:
         raise StoreError(f"{labels_path} holds the label {int(labels.max())}; class numbers end at 2147483647.")
 
 
-def reduce_totals(leaves: Sequence[Any], compute: Compute, reporter: Reporter) -> FeatureTotals:
-    """Compute delayed `FeatureTotals` of row ranges and merge them as a tree."""
+def reduce_totals(
+    leaves: Sequence[Any], compute: Compute, reporter: Reporter, merge: Callable[[list[Any]], Any] = merge_totals
+) -> Any:
+    """Compute delayed `FeatureTotals`, or what else `merge` joins, of row ranges and merge them as a tree."""
     from dask import delayed
 
     run = uuid.uuid4().hex  # a cluster that outlives this run must not take these tasks for earlier ones
@@ -324,7 +326,7 @@ def reduce_totals(leaves: Sequence[Any], compute: Compute, reporter: Reporter) -
     while len(level) > 1:
         d = next(depth)
         level = [
-            delayed(merge_totals, pure=False)(
+            delayed(merge, pure=False)(
                 level[i : i + _MERGE_AT_ONCE], dask_key_name=f"merge-{run}-{d}-{i // _MERGE_AT_ONCE}"
             )
             for i in range(0, len(level), _MERGE_AT_ONCE)

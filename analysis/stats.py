@@ -20,6 +20,7 @@ from .details import DetailsOf, details_bytes, write_details
 from .features import SPLIT_CODES, FeatureActivations, FeaturesInfo, open_features
 from .folders import refuse_existing
 from .forecast import require_space
+from .fused_statistics import encoding_of, fused_totals, open_fused
 from .monosemanticity import embeddings_shape
 from .options import StatsOptions
 from .quality import Quality
@@ -72,33 +73,45 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
     if options.labels is not None:
         raise ValueError("labels goes with a dense matrix; the labels of a run are those of its store")
     run = open_run(run_path)
-    features = open_features(run_path)
-    _require_same_sae(features, run_path)
-    _check_features(options, features.d_sae)
+    features, source = None, None
+    if options.from_store:
+        source = open_fused(run_path, encoding_of(options))
+        _check_features(options, source.sae.d_sae)
+    else:
+        features = open_features(run_path)
+        _require_same_sae(features, run_path)
+        _check_features(options, features.d_sae)
+        start, stop = features.row_range(options.split)
     refuse_existing(run_path / STATS_JSON, overwrite=options.overwrite)
-    start, stop = features.row_range(options.split)
     if options.embeddings is not None:
         embeddings_shape(options.embeddings)
     choose_device(options.device)
-    more = details_bytes(features.d_sae, options, features.info.nnz)
-    reporter.say(require_space(run_path, features.d_sae, options.k, figures=options.figures, more_bytes=more))
+    more = details_bytes(run.d_sae, options, 0 if features is None else features.info.nnz)
+    reporter.say(require_space(run_path, run.d_sae, options.k, figures=options.figures, more_bytes=more))
     with open_compute(workers=options.workers, scheduler=options.scheduler) as compute:
-        totals = sparse_totals(
-            str(features.path.absolute()),
-            start,
-            stop,
-            split=options.split,
-            k=options.k,
-            task_bytes=options.task_bytes,
-            compute=compute,
-            reporter=reporter,
-        )
+        if features is None:
+            assert source is not None
+            fused, info = fused_totals(
+                source, k=options.k, task_bytes=options.task_bytes, compute=compute, reporter=reporter
+            )
+            totals, sections = fused.features, fused.sections.arrays()
+        else:
+            totals = sparse_totals(
+                str(features.path.absolute()),
+                start,
+                stop,
+                split=options.split,
+                k=options.k,
+                task_bytes=options.task_bytes,
+                compute=compute,
+                reporter=reporter,
+            )
+            info, sections = features.info, features.sections
         # Rows of another split are passed over too; unreadable ones are what a reader wants to know of.
-        totals.n_invalid = features.info.n_unreadable
+        totals.n_invalid = info.n_unreadable
         statistics = FeatureStatistics.of_totals(totals, min_labelled=options.min_labelled)
         split = find_uld_cluster(statistics.mean_top)
-        quality = {name: Quality.of_sections(features.sections, codes) for name, codes in SPLIT_CODES.items()}
-        info = features.info
+        quality = {name: Quality.of_sections(sections, codes) for name, codes in SPLIT_CODES.items()}
         sae = run.load_sae()
         document = summarise(
             Source(
@@ -114,7 +127,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
             _coherence(sae, info, split, statistics.is_alive, reporter),
             {name: q for name, q in quality.items() if q is not None},
         )
-        document["intervals"] = quality_intervals(features)
+        document["intervals"] = None if features is None else quality_intervals(features)
         with closing(FolderLock(run_path)):
             figures = _draw(run_path, statistics, split, options, reporter)
             store_path = run.store_path if info.is_training_store else info.store
@@ -128,7 +141,13 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
                 overwrite=True,
                 details=partial(
                     write_details,
-                    of=DetailsOf(statistics=statistics, uld=split, sae=sae, features=features),
+                    of=DetailsOf(
+                        statistics=statistics,
+                        uld=split,
+                        sae=sae,
+                        features=features,
+                        no_features_because="nothing was kept of the features (--from-store)",
+                    ),
                     options=options,
                     compute=compute,
                     reporter=reporter,

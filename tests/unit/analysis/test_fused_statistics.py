@@ -1,0 +1,109 @@
+"""Statistics straight from the store are those of the features that were encoded, and those of a float64 reference."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from thresher.analysis.encode import encode
+from thresher.analysis.options import EncodeOptions, StatsOptions
+from thresher.analysis.stats import stats
+from thresher.analysis.stored_statistics import PER_FEATURE, open_statistics
+from thresher.store.errors import StoreError
+
+QUICK = {"figures": False, "nearest": 0, "null_draws": 0}
+QUALITY = ("mse", "normalized_mse", "explained_variance", "explained_energy", "l1")
+
+
+def counted(run, **options):
+    stats(run.path, StatsOptions(**QUICK, overwrite=True, **options))
+    arrays = {name: array[:] for name, array in zarr.open_group(str(run.path / "stats.zarr"), mode="r").arrays()}
+    return arrays, json.loads((run.path / "stats.json").read_text())
+
+
+@pytest.mark.parametrize(("k", "split"), [(None, "all"), (5, "heldout")])
+def test_they_equal_those_of_encode_and_stats_number_for_number(make_store, make_run, k, split):
+    run = make_run(make_store(n=9_001, invalid=(0, 4095, 4096, 9_000), rows_per_chunk=512, thumbnails=False).path, k=k)
+    encode(run.path, EncodeOptions(split=split))
+    stored, stored_document = counted(run, split=split)
+    fused, document = counted(run, split=split, from_store=True, task_bytes=1)
+    assert set(PER_FEATURE) <= set(fused) <= set(stored)
+    for name, values in fused.items():
+        np.testing.assert_array_equal(values, stored[name], err_msg=name)
+    same = ("split", "n_rows", "n_invalid_rows", "n_labelled_rows", "n_dead", "l0", "l0_above_0.1", "max_l0_row", "uld")
+    assert {name: document[name] for name in same} == {name: stored_document[name] for name in same}
+    for name in QUALITY:
+        assert document[name] == pytest.approx(stored_document[name], rel=1e-13)
+
+
+def test_they_equal_a_float64_reference(make_store, make_run, dense):
+    run = make_run(make_store(n=4_500, invalid=(3, 4_100), rows_per_chunk=512, thumbnails=False).path)
+    counted(run, from_store=True, task_bytes=1, k=7, min_labelled=5)
+    expected, found = dense(run), open_statistics(run.path).statistics
+    f = np.nan_to_num(expected["f"])
+    np.testing.assert_array_equal(found.n_active, (f > 0).sum(0))
+    np.testing.assert_allclose(found.sum, f.sum(0), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(found.top_value, -np.sort(-f, axis=0)[:7].T, rtol=1e-4, atol=1e-5)
+    assert found.n_rows == 4_498
+    of = found.top_row >= 0
+    rows = found.top_row[of]
+    np.testing.assert_allclose(f[rows, np.nonzero(of)[0]], found.top_value[of], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.faults  # it starts two processes that import torch
+def test_two_processes_count_the_same_and_both_take_part(make_store, make_run):
+    run = make_run(make_store(n=20_000, rows_per_chunk=4096, thumbnails=False).path)
+    here, document = counted(run, from_store=True, task_bytes=1)
+    result = stats(run.path, StatsOptions(**QUICK, overwrite=True, from_store=True, task_bytes=1, workers=2))
+    there = zarr.open_group(str(run.path / "stats.zarr"), mode="r")
+    for name in PER_FEATURE:
+        np.testing.assert_array_equal(there[name][:], here[name], err_msg=name)
+    assert result.n_processes == 2
+    assert result.summary["mse"] == pytest.approx(document["mse"], rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_dead_features_a_single_row_and_one_on_which_all_fire(make_store, make_run, n):
+    run = make_run(make_store(n=n, thumbnails=False).path)
+    run.sae.b_enc[:] = -1e4
+    run.sae.save(run.path / "sae.safetensors")
+    arrays, document = counted(run, from_store=True)
+    assert (document["n_dead"], document["l0"]["max"]) == (24, 0)
+    assert (arrays["top_row"] == -1).all()
+    run.sae.b_enc[:] = 1e3
+    run.sae.save(run.path / "sae.safetensors")
+    arrays, document = counted(run, from_store=True)
+    assert (document["n_dead"], document["l0"]["mean"]) == (0, 24)
+    assert (arrays["n_active"] == n).all()
+
+
+def test_rows_that_tie_are_kept_in_their_order(make_store, make_run):
+    rows = np.tile(np.random.default_rng(0).standard_normal(8), (5_000, 1))
+    run = make_run(make_store(rows=rows, n=5_000, rows_per_chunk=1024, thumbnails=False).path)
+    arrays, _ = counted(run, from_store=True, task_bytes=1)
+    alive = arrays["n_active"] > 0
+    assert alive.any()
+    assert (arrays["top_row"][alive] == np.arange(20)).all()
+
+
+def test_another_store_and_a_number_of_rows_go_with_it_only(make_store, make_run):
+    run = make_run(make_store().path)
+    other = make_store(n=100, name="validation.zarr", seed=5)
+    _, document = counted(run, from_store=True, store=str(other.path), rows=40)
+    assert document["n_rows"] == 40
+    with pytest.raises(ValueError, match="go with from_store"):
+        StatsOptions(rows=5)
+    with pytest.raises(StoreError, match="run `thresher encode` first"):
+        stats(run.path, StatsOptions(overwrite=True))
+
+
+def test_what_bf16_finds_is_counted_alike(make_store, make_run):
+    run = make_run(make_store(n=2_000, d=64, rows_per_chunk=512, thumbnails=False).path, d_sae=256)
+    run.sae.b_enc[:] = torch.randn(256, generator=torch.Generator().manual_seed(0)) - 20
+    run.sae.save(run.path / "sae.safetensors")
+    exact, _ = counted(run, from_store=True)
+    rounded, _ = counted(run, from_store=True, precision="bf16")
+    np.testing.assert_array_equal(rounded["n_active"], exact["n_active"])
+    np.testing.assert_array_equal(rounded["top_row"], exact["top_row"])
+    np.testing.assert_allclose(rounded["sum"], exact["sum"], rtol=1e-5)
