@@ -362,6 +362,42 @@ def test_other_sites_are_held_against_what_writes_there(made, make_run, site, ma
     assert result.figures
 
 
+def test_a_transcoders_vectors_are_held_against_what_meets_its_input_and_its_output(made, make_run, tmp_path):
+    rng = np.random.default_rng(13)
+    run = make_run(rng.standard_normal((20, D)), store=made.alone, site=Site(LAYER, "resid_pre"), with_stats=False)
+    config = json.loads((run / "config.json").read_text()) | {"target_site": Site(LAYER, "attn_out").path}
+    (run / "config.json").write_text(json.dumps(config))
+    decoder, scale = rng.standard_normal((20, D)), rng.uniform(0.5, 2, D)
+    tensors = [torch.from_numpy(each).float() for each in (rng.standard_normal((20, D)), np.zeros(20), decoder, scale)]
+    encoder, b_enc, W_dec, output_scale = tensors
+    sae = ReluSae(encoder, b_enc, W_dec, torch.zeros(D), output_scale=output_scale, centres_input=False)
+    sae.save(run / "sae.safetensors")
+    align(run, AlignOptions(**QUICK, decoder=True))
+    found = open_alignment(run)
+    assert found.summary["sides"]["encoder"]["main"]["name"] == "mlp 0"
+    assert found.summary["sides"]["decoder"]["main"]["name"] == "attention 1"
+    cosine = unit(encoder.double().numpy()) @ neurons(made.state, 0).T
+    np.testing.assert_allclose(found.read("encoder/max_cosine"), cosine.max(axis=1), atol=1e-6)
+    at = dict(zip(found.group["decoder/others"].attrs["names"], range(2), strict=True))["mlp 0"]
+    cosine = unit(decoder * scale) @ neurons(made.state, 0).T
+    np.testing.assert_allclose(found.read("decoder/others/max_cosine")[at], cosine.max(axis=1), atol=1e-6)
+
+
+def test_neurons_of_patches_are_counted_over_the_patches_rows(made, make_run):
+    store = made.harvested("patches", sites=("resid_post", "mlp_act"), token="patch", limit=40)
+    place = Site(LAYER, "resid_post", "patch")
+    run = make_run(np.random.default_rng(14).standard_normal((20, D)), store=store, site=place)
+    align(run, AlignOptions(**QUICK, project=True, other_blocks=False))
+    found = open_alignment(run)
+    activations, _ = stored_rows(store, Site(LAYER, "mlp_act", "patch"))
+    assert len(activations) == 160
+    np.testing.assert_array_equal(found.read("neurons/mlp_act/n_active"), (activations > 0).sum(axis=0))
+    stream, _ = stored_rows(store, place)
+    projected = (stream - stream.mean(axis=0)) @ neurons(made.state).T
+    np.testing.assert_array_equal(found.read("neurons/projection/top_row")[:, 0], projected.argmax(axis=0))
+    assert "others" not in found.group["encoder"]
+
+
 def test_a_store_or_run_that_does_not_fit_is_refused_in_one_line(made, make_run, tmp_path):
     run = make_run(np.random.default_rng(10).standard_normal((8, D)), with_stats=False)
     with pytest.raises(StoreError, match="no statistics to hold neurons against: run `thresher stats`"):
