@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .._version import __version__
 from ..store.errors import StoreError
-from ..store.files import write_all_atomically
+from ..store.files import FolderLock, write_all_atomically
 from ..store.format import SITES, TOKENS, Site
 from ..store.outside import require_outside_stores
 from ..store.provenance import Provenance
@@ -23,7 +24,7 @@ from .formats import FORMATS, Foreign, Origin, Outgoing, PlainSae, hash_of, read
 from .interchange_options import ExportOptions, ImportOptions
 from .models import SparseAutoencoder
 from .options import REMEDIES_OF, VARIANTS_OF, TrainOptions
-from .run_dir import CONFIG, SWEEP, WEIGHTS, Run, create_run, is_run, open_run
+from .run_dir import CONFIG, SWEEP, WEIGHTS, Run, create_run, is_run, make_folder, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +105,10 @@ def save_foreign(
         **({"store": describe_store(store, run_path)} if store is not None else {}),
         "packages": {"thresher": __version__, **{name: version(name) for name in ("torch", "numpy", "safetensors")}},
     }
-    run = create_run(run_path, config, overwrite=options.overwrite)
-    sae.save(run_path / WEIGHTS)
+    make_folder(run_path)
+    with closing(FolderLock(run_path)):  # a training may be writing what --overwrite removes
+        run = create_run(run_path, config, overwrite=options.overwrite)
+        sae.save(run_path / WEIGHTS)
     return ImportResult(
         run_path=run_path,
         format=format_name,

@@ -4,12 +4,14 @@ import json
 import os
 import pickle
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save, save_file
 from thresher.store.errors import StoreError
+from thresher.store.files import FolderLock
 from thresher.train.formats import read_foreign
 from thresher.train.formats.reading import read_json
 from thresher.train.interchange import import_sae
@@ -220,6 +222,17 @@ def test_a_json_file_too_large_to_be_a_configuration_is_not_parsed(tmp_path):
         file.truncate((16 << 20) + 1)
     with pytest.raises(StoreError, match="more than 16 MiB of JSON"):
         read_json(path)
+
+
+def test_a_run_that_is_being_written_is_not_replaced_under_its_training(tmp_path):
+    import_sae(saelens(tmp_path / "sae"), tmp_path / "run")
+    before = (tmp_path / "run/config.json").read_bytes()
+    with (
+        closing(FolderLock(tmp_path / "run")),
+        pytest.raises(StoreError, match="run is being written by another process"),
+    ):
+        import_sae(saelens(tmp_path / "sae"), tmp_path / "run", ImportOptions(overwrite=True))
+    assert (tmp_path / "run/config.json").read_bytes() == before
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
