@@ -41,6 +41,7 @@ RUN_FILES = (
     "stats.json",
     "evaluate.json",
     "alignment.zarr",
+    "alignment.json",
     "attributes.json",
     "attributes.tsv",
     "names.tsv",
