@@ -11,6 +11,7 @@ from ._version import __version__
 from .align_command import align
 from .analysis.options import EncodeOptions, StatsOptions
 from .attributes_command import attributes
+from .classes_command import classes
 from .command import FolderPath, GroupedCommand, StorePlace, echo, edge, given, given_values, options_of, to_json
 from .compare_command import compare
 from .evaluate_command import evaluate
@@ -424,6 +425,7 @@ def doctor(as_json: bool) -> None:
 main.add_command(align)
 
 main.add_command(attributes)
+main.add_command(classes)
 main.add_command(compare)
 main.add_command(report)
 main.add_command(evaluate)
