@@ -411,7 +411,7 @@ class Member:
         held_out = self.evaluate()
         self.stop_if_not_finite()
         self._stop_if_weights_are_not_finite()
-        missed = missed_target(self.run.path, options.target_l0, held_out)
+        missed = missed_target(self.run.path, options.target_l0, held_out, state.penalty.l0)
         if missed:
             self.log.say(f"warning: {missed}")
         self.log.say(f"finished {options.steps:,} steps")
@@ -445,10 +445,24 @@ class Member:
             self.log.close()
 
 
-def missed_target(run_path: Path, target: float | None, held_out: ReconstructionResult | None) -> str | None:
-    """What to tell the user where the L0 on held-out rows is more than a tenth off its target; else None."""
+def missed_target(
+    run_path: Path, target: float | None, held_out: ReconstructionResult | None, trained_l0: float
+) -> str | None:
+    """What to tell the user where the L0 on held-out rows is more than a tenth off its target; else None.
+
+    Parameters
+    ----------
+    trained_l0
+        Of the last batches.
+    """
     if target is None or held_out is None or abs(held_out.l0.mean / target - 1) <= _OFF_TARGET:
         return None
+    if abs(trained_l0 / target - 1) <= _OFF_TARGET:
+        return (
+            f"{run_path}: --target-l0 {target:g} was held in training, where L0 is {trained_l0:.1f}, but it is "
+            f"{held_out.l0.mean:.1f} on held-out rows: the SAE has fitted its training rows. Harvest more images, or "
+            "train on fewer --rows."
+        )
     return (
         f"{run_path}: --target-l0 {target:g} was not held, L0 is {held_out.l0.mean:.1f} on held-out rows: train on "
         "more --rows, or with a higher --lr."

@@ -58,6 +58,11 @@ class SparsityPenalty:
         share = sparsity_share(step, self._options)
         return self.coefficient * share if self._adapts else self._options.coefficient * share
 
+    @property
+    def l0(self) -> float:
+        """Running mean of the L0 of the batches taken in; NaN before the first, and where it does not adapt."""
+        return float(self._l0 / self._weight)
+
     def observe(self, l0: Tensor) -> None:
         """Take in the mean L0 of a batch, 0-d."""
         if self._options.target_l0 is None:

@@ -158,9 +158,12 @@ def test_a_target_that_was_not_held_is_told(tmp_path):
         summary = L0Summary(mean=l0, median=l0, p99=l0, max=40)
         return ReconstructionResult(100, 1.0, 1.0, 0.5, 0.5, 1.0, summary, summary)
 
-    assert missed_target(tmp_path, None, held(5.0)) is None
-    assert missed_target(tmp_path, 24.0, None) is None
-    assert missed_target(tmp_path, 24.0, held(26.0)) is None
-    said = missed_target(tmp_path, 24.0, held(15.2))
+    assert missed_target(tmp_path, None, held(5.0), math.nan) is None
+    assert missed_target(tmp_path, 24.0, None, 24.0) is None
+    assert missed_target(tmp_path, 24.0, held(26.0), 24.0) is None
+    said = missed_target(tmp_path, 24.0, held(15.2), 15.0)
     assert said is not None
     assert "--target-l0 24 was not held, L0 is 15.2 on held-out rows" in said
+    fitted = missed_target(tmp_path, 24.0, held(31.0), 24.3)
+    assert fitted is not None
+    assert "--target-l0 24 was held in training, where L0 is 24.3, but it is 31.0 on held-out rows" in fitted
