@@ -60,7 +60,7 @@ def _describe_run(path: Path) -> Description:
 def _trained_lines(run: Run) -> list[tuple[str, str]]:
     options, path = run.options, run.path
     state = "finished" if run.is_finished else f"unfinished: `thresher train {run.store_path} {path} --resume` goes on"
-    what = f"{options.variant}, k {options.k}" if options.variant == "topk" else f"{options.variant}, l1 {options.l1:g}"
+    what = ", ".join([options.variant, *(f"{name} {value:g}" for name, value in options.sparsity.items())])
     return [
         ("state", state),
         ("SAE", f"{what}: d_in {run.d_in:,}, d_sae {run.d_sae:,}, input {options.normalize}"),

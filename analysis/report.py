@@ -134,7 +134,7 @@ def _training(run: Run, drawn: Mapping[str, Figure]) -> Section:
         return Section(
             **common, text=[f"This SAE was imported from {of['source']} ({of['format']}): its training is not known."]
         )
-    options = run.options.to_json()
+    options = run.options.to_json() | run.options.sparsity
     given = [
         [name, _said(options[name])]
         for name in _SHOWN_OPTIONS
@@ -159,7 +159,7 @@ def _reconstruction(run: Run, stored: StoredStatistics, drawn: Mapping[str, Figu
     return Section(
         id="reconstruction",
         title="Reconstruction and sparsity",
-        command=f"thresher encode {_word(run.path)} && thresher stats {_word(run.path)}",
+        command=f"thresher encode {_word(run.path)} && {_stats(run, stored)}",
         text=[f"Intervals: {intervals['method']}, {how}."] if how else [],
         tables=tables.quality_tables(stored.summary, post),
         figures=[drawn["l0"]],
@@ -180,7 +180,8 @@ def _evaluation(run: Run, evaluation: dict[str, Any] | None, post: Beside) -> Se
         )
     return Section(
         **common,
-        command=f"thresher evaluate {_word(run.path)} {_word(evaluation['image_source'])}",
+        command=f"thresher evaluate {_word(run.path)} {_word(evaluation['image_source'])}"
+        + _given(evaluation["options"], "n_images", "caption", "templates", "batch_size", "repeat_captions", "seed"),
         text=text,
         tables=[*tables.loss_tables(evaluation, post), *([worst] if worst else [])],
         figures=[loss_drawing(run.path, evaluation["contrastive"])],
@@ -191,7 +192,7 @@ def _features(run: Run, stored: StoredStatistics, drawn: Mapping[str, Figure]) -
     return Section(
         id="features",
         title="Features: density, activation, label entropy",
-        command=f"thresher stats {_word(run.path)}",
+        command=_stats(run, stored),
         tables=[tables.feature_table(stored)],
         figures=[drawn[name] for name in ("scatter", "density", "label_entropy")],
     )
@@ -203,7 +204,7 @@ def _cluster(run: Run, stored: StoredStatistics, post: Beside) -> Section:
     return Section(
         id="cluster",
         title="The ultra-low-density cluster",
-        command=f"thresher stats {_word(run.path)}",
+        command=_stats(run, stored),
         text=text,
         tables=[table] if table else [],
     )
@@ -248,7 +249,8 @@ def _attributes(run: Run, document: dict[str, Any] | None) -> Section:
     ]
     return Section(
         **common,
-        command=f"thresher attributes {_word(run.path)} {_word(document['source'])}",
+        command=f"thresher attributes {_word(run.path)} {_word(document['source'])}"
+        + (f" --group {_word(document['group_column'])}" if document["group_column"] not in (None, "emoji") else ""),
         text=text,
         tables=tables.attribute_tables(document),
         figures=[attributes_drawing(run.path, document)],
@@ -346,6 +348,24 @@ def _document(run_path: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(document, dict) or not str(document.get("format", "")).startswith("thresher-"):
         raise DamagedStoreError(f"{path} is not what thresher writes: run the command that made it with --overwrite.")
     return document
+
+
+def _stats(run: Run, stored: StoredStatistics) -> str:
+    """The command that made the statistics."""
+    split = stored.summary["split"]
+    return f"thresher stats {_word(run.path)}" + ("" if split == "all" else f" --split {split}")
+
+
+def _given(options: Mapping[str, Any], *names: str) -> str:
+    """Those options of an evaluation that are not its defaults, as a command line has them."""
+    from .evaluate_options import EvaluateOptions
+
+    default, words = EvaluateOptions(), ""
+    for name in names:
+        value = options.get(name)
+        if value is not None and value != getattr(default, name):
+            words += f" --{name.replace('_', '-')}" + ("" if value is True else f" {_word(str(value))}")
+    return words
 
 
 def _said(value: Any) -> str:

@@ -179,6 +179,7 @@ def _effective(options: TrainOptions) -> dict[str, Any]:
         "error": options.resolved_error,
         "dead_remedy": options.resolved_dead_remedy,
         "aux": options.resolved_aux,
+        "l0_penalty" if options.variant == "jumprelu" else "l1": options.coefficient,
         "order_seed": options.resolved_order_seed,
     }
     of_sites = ("layer", "site", "token", "to_layer", "to_site")  # which are compared themselves

@@ -39,6 +39,9 @@ REMEDIES_OF = {"aux": ("auxk", "preact"), "aux_k": ("auxk",), "resample_every": 
 # What a variant's paper does, where the user does not say.
 _USUAL_ERROR = {"relu": "normalized"}
 _USUAL_AUX = {"auxk": 1 / 32, "preact": 3e-6}  # Gao et al. 2024; Conerly et al. 2025, whose loss is a sum over features
+# An L0 near 30, TopK's default, on rows of the embedded tower (layer 4, class token, 192 inputs, 768 features, 1,200
+# steps of 512 rows at 1e-3, each coordinate standardised). The post's 8e-5 is for rows that are not, and another error.
+_USUAL_COEFFICIENT = {"relu": 7e-4, "gated": 2e-2, "jumprelu": 2e-3}
 _USUAL_REMEDY = {"topk": "auxk", "batchtopk": "auxk", "matryoshka": "auxk", "jumprelu": "preact", "gated": "resample"}
 
 # What may differ between a run and its resumption: nothing here changes a weight. (Another device or size of parts
@@ -99,8 +102,15 @@ class TrainOptions:
         "Nested prefixes (variant matryoshka): each is twice as long as the one before, the last has all features.",
         default=5,
     )
-    l1: float = option("Coefficient of the L1 penalty (variants relu, gated).", default=8e-5)
-    l0_penalty: float = option("Coefficient of the L0 penalty (variant jumprelu).", default=1e-3)
+    l1: float | None = option(
+        f"Coefficient of the L1 penalty; by default {_USUAL_COEFFICIENT['relu']:g} for relu, "
+        f"{_USUAL_COEFFICIENT['gated']:g} for gated.",
+        default=None,
+    )
+    l0_penalty: float | None = option(
+        f"Coefficient of the L0 penalty (variant jumprelu), by default {_USUAL_COEFFICIENT['jumprelu']:g}.",
+        default=None,
+    )
     target_l0: float | None = option(
         "Mean L0 to hold by adapting the penalty's coefficient, which then only starts as given (variants relu, gated, "
         "jumprelu).",
@@ -196,10 +206,13 @@ class TrainOptions:
         for name in ("rows", "batch_size", "k", "groups", "log_every", "dead_after_rows", "resample_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in (
-            *("warmup", "checkpoint_every", "eval_every", "eval_rows", "seed", "l1", "l0_penalty"),
+            *("warmup", "checkpoint_every", "eval_every", "eval_rows", "seed"),
             *("sparsity_warmup", "weight_decay", "clip_norm"),
         ):
             _require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "must be 0 or more")
+        for name in ("l1", "l0_penalty", "aux"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < float("inf"), name, value, "must be 0 or more")
         _require(self.images_rows >= 2, "images_rows", self.images_rows, "must be at least 2")
         _require(0 <= self.images_memory < float("inf"), "images_memory", self.images_memory, "must be 0 or more")
         for name in ("expansion", "lr", "loader_memory", "bandwidth", "initial_threshold"):
@@ -212,7 +225,6 @@ class TrainOptions:
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "must be at least 1")
         _require(self.order_seed is None or 0 <= self.order_seed < 1 << 63, "order_seed", self.order_seed, "is a seed")
-        _require(self.aux is None or 0 <= self.aux < float("inf"), "aux", self.aux, "must be 0 or more")
         _require(self.aux_k is None or self.aux_k >= 1, "aux_k", self.aux_k, "must be at least 1")
         _require(self.layer is None or self.layer >= 0, "layer", self.layer, "is 0-based and must be 0 or more")
         _require(
@@ -264,8 +276,18 @@ class TrainOptions:
 
     @property
     def coefficient(self) -> float:
-        """Coefficient of the variant's sparsity penalty: where it starts, under `target_l0`."""
-        return self.l0_penalty if self.variant == "jumprelu" else self.l1
+        """Coefficient of the variant's sparsity penalty, as given or its usual one: where it starts, under a target."""
+        given = self.l0_penalty if self.variant == "jumprelu" else self.l1
+        return _USUAL_COEFFICIENT.get(self.variant, 0.0) if given is None else given
+
+    @property
+    def sparsity(self) -> dict[str, float]:
+        """What sets its sparsity, by the option's name: k, or the target, or the resolved coefficient."""
+        if self.variant in _TOPK:
+            return {"k": self.k}
+        if self.target_l0 is not None:
+            return {"target_l0": self.target_l0}
+        return {"l0_penalty" if self.variant == "jumprelu" else "l1": self.coefficient}
 
     @property
     def resolved_order_seed(self) -> int:

@@ -60,7 +60,7 @@ def lay_over_recipe(explicit: Mapping[str, Any]) -> TrainOptions:
     variant = explicit.get("variant", settings.get("variant", TrainOptions.variant))
     settings = {name: value for name, value in settings.items() if variant in VARIANTS_OF.get(name, (variant,))}
     if variant != settings.get("variant", variant):  # the recipe's are those of its own variant
-        settings = {name: value for name, value in settings.items() if name not in ("error", "dead_remedy")}
+        settings = {name: value for name, value in settings.items() if name not in ("error", "dead_remedy", "l1")}
     return TrainOptions(**{**settings, **explicit})
 
 

@@ -76,8 +76,8 @@ def test_a_pushed_run_is_pulled_with_the_same_function(format_name, hub, run, to
     ("options", "has", "has_not"),
     [
         (OPTIONS, {"k": "4", "error": "mse", "dead_remedy": "auxk"}, {"l1", "l0_penalty", "decoder_norm"}),
-        (replace(OPTIONS, variant="jumprelu"), {"l0_penalty": "0.001", "dead_remedy": "preact"}, {"k", "l1"}),
-        (replace(OPTIONS, variant="relu"), {"l1": f"{OPTIONS.l1:g}", "error": "normalized"}, {"k", "l0_penalty"}),
+        (replace(OPTIONS, variant="jumprelu"), {"l0_penalty": "0.002", "dead_remedy": "preact"}, {"k", "l1"}),
+        (replace(OPTIONS, variant="relu"), {"l1": "0.0007", "error": "normalized"}, {"k", "l0_penalty"}),
     ],
 )
 def test_the_model_card_names_the_options_that_acted_and_no_others(options, has, has_not, make_store, tmp_path):

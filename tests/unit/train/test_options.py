@@ -127,6 +127,31 @@ def test_every_option_has_help_and_reading_them_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
+    ("given", "coefficient", "sparsity"),
+    [
+        ({"variant": "relu"}, 7e-4, {"l1": 7e-4}),
+        ({"variant": "gated"}, 2e-2, {"l1": 2e-2}),
+        ({"variant": "jumprelu"}, 2e-3, {"l0_penalty": 2e-3}),
+        ({"variant": "gated", "l1": 0.0}, 0.0, {"l1": 0.0}),
+        ({"variant": "jumprelu", "l0_penalty": 0.5}, 0.5, {"l0_penalty": 0.5}),
+        ({"variant": "jumprelu", "target_l0": 12.0}, 2e-3, {"target_l0": 12.0}),
+        ({"recipe": "post-2024"}, 8e-5, {"l1": 8e-5}),
+        ({"recipe": "post-2024", "variant": "gated"}, 2e-2, {"l1": 2e-2}),
+        ({"variant": "matryoshka", "k": 9}, 0.0, {"k": 9}),
+    ],
+)
+def test_each_variant_with_a_penalty_has_a_coefficient_of_its_own(given, coefficient, sparsity):
+    options = resolve_options(given)
+    assert (options.coefficient, options.sparsity) == (coefficient, sparsity)
+
+
+def test_the_help_names_the_coefficients_that_are_taken():
+    helps = {spec.name: spec.metadata["help"] for spec in fields(TrainOptions)}
+    for variant, name in (("relu", "l1"), ("gated", "l1"), ("jumprelu", "l0_penalty")):
+        assert f"{resolve_options({'variant': variant}).coefficient:g}" in helps[name]
+
+
+@pytest.mark.parametrize(
     ("given", "kept"),
     [
         ("pictures", "HERE/pictures"),
