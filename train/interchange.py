@@ -251,7 +251,7 @@ def _recipe(options: TrainOptions) -> dict[str, Any]:
         if (isinstance(value := getattr(acted, spec.name), (int, float)) or (value and spec.metadata["choices"]))
         and variant in VARIANTS_OF.get(spec.name, (variant,))
         and remedy in REMEDIES_OF.get(spec.name, (remedy,))
-    }
+    } | options.sparsity
 
 
 def _without_folder(name: str) -> str:
