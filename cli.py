@@ -185,24 +185,30 @@ def sweep(runs: tuple[Path, ...], out: Path | None, overwrite: bool, as_json: bo
 
 
 @main.command()
-@click.argument("run", type=_PATH)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=_PATH)
 @options_of(EncodeOptions)
 @_json
 @_quiet
 @click.pass_context
 @edge
-def encode(context: click.Context, run: Path, as_json: bool, quiet: bool, **_: Any) -> None:
+def encode(context: click.Context, runs: tuple[Path, ...], as_json: bool, quiet: bool, **_: Any) -> None:
     """Write the feature activations of RUN's store. They go to RUN/features.zarr, sparse, by row and by feature.
+
+    Several RUNs, or a sweep's, of one store share one reading of its rows. The same command again goes on where one
+    that was stopped or killed was.
 
     \b
     Example: thresher encode run-1
     Example: thresher encode run-1 --store imagenet-val-l22.zarr --overwrite
+    Example: thresher encode sweep-1 run-2
     """  # noqa: D301 (\b is the character that click asks for)
-    from .analysis.encode import encode as run_encoding
+    from .analysis.encode import encode_several, runs_of
 
-    options = EncodeOptions(**given(context, EncodeOptions))
-    result = run_encoding(run, options, ConsoleReporter(quiet=quiet))
-    echo(to_json(result) if as_json else results.of_encoding(result))
+    options, paths = EncodeOptions(**given(context, EncodeOptions)), runs_of(runs)
+    encoded = encode_several(paths, options, ConsoleReporter(quiet=quiet))
+    echo(to_json(encoded if len(paths) > 1 else encoded.results[0]) if as_json else results.of_encodings(encoded))
+    if encoded.failures:
+        raise click.ClickException(results.of_encoding_failures(encoded))
 
 
 @main.command()

@@ -10,7 +10,7 @@ from .progress import format_bytes, format_rate, format_s
 from .store.format import Site
 
 if TYPE_CHECKING:
-    from .analysis.encode import EncodeResult
+    from .analysis.encode import EncodeResult, EncodeResults
     from .analysis.stats import StatsResult
     from .analysis.sweep_results import Comparison, SaeResult
     from .harvest.run import HarvestResult
@@ -256,6 +256,18 @@ def of_encoding(result: "EncodeResult") -> str:
         lines.append(f"On {q.n_rows:,} rows ({split}):")
         lines.append(_quality(q.explained_variance, q.explained_energy, q.mse, q.normalized_mse, q.l1))
     return "\n".join([*lines, f"Next: thresher stats {_word(result.features_path.parent)}"])
+
+
+def of_encodings(encoded: "EncodeResults") -> str:
+    """What each of several encodings wrote."""
+    return "\n".join(of_encoding(result) for result in encoded.results)
+
+
+def of_encoding_failures(encoded: "EncodeResults") -> str:
+    """Which runs were not encoded, and why."""
+    n, first = len(encoded.failures), encoded.failures[0]
+    were = "was" if n == 1 else "were"
+    return f"{n} of {n + len(encoded.results)} runs {were} not encoded: {first.run_path}: {first.reason}"
 
 
 def of_statistics(result: "StatsResult") -> str:

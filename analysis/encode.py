@@ -83,6 +83,24 @@ def encode(
     return results.results[0]
 
 
+def runs_of(paths: Sequence[Path]) -> list[Path]:
+    """The runs that paths name, each once: of a sweep, its runs that are finished."""
+    from ..train.run_dir import SWEEP
+    from ..train.sweep_dir import open_sweep
+
+    found: list[Path] = []
+    for path in paths:
+        if not (path / SWEEP).exists():
+            found.append(path)
+            continue
+        sweep = open_sweep(path)
+        finished = [sweep.run_path(member) for member in sweep.members if sweep.status(member) == "finished"]
+        if not finished:
+            raise StoreError(f"{path} holds no finished run: go on with its training (`train --resume`).")
+        found += finished
+    return list(dict.fromkeys(found))
+
+
 def encode_several(
     run_paths: Sequence[str | Path], options: EncodeOptions | None = None, reporter: Reporter | None = None
 ) -> EncodeResults:
@@ -222,6 +240,7 @@ class _Member:
             self.settle()
             self.writer.record()
         self._pool.shutdown()
+        self.writer.drop_useless()
         self._stack.__exit__(type(error), error, error.__traceback__)
         return f"{self.writer.n_encoded:,} of {self.source.n:,} rows of {self.path} are kept"
 

@@ -111,6 +111,11 @@ class FeatureWriter:
         write_atomically(self._folder / RECORD, stream.getbuffer())
         self._recorded_s = time.monotonic()
 
+    def drop_useless(self) -> None:
+        """Remove what is written where no record says how to go on."""
+        if not (self._folder / RECORD).exists():
+            shutil.rmtree(self._folder, ignore_errors=True)
+
     def finish(self, reporter: Reporter) -> FeaturesInfo:
         """Write what is still held, then all of it once more by feature."""
         self.record()
@@ -128,7 +133,7 @@ class FeatureWriter:
 def _read_record(path: Path, identity: str) -> dict[str, NDArray[Any]] | None:
     """The record of an earlier writer of the same numbers; None where there is none that can be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             if str(file["identity"]) != identity:
                 return None
             return {name: file[name] for name in file.files}

@@ -130,13 +130,13 @@ def test_encode_whose_disk_fills_meanwhile_keeps_the_features_that_were_there(ma
     before = files(disk / "run")
     code = (
         "import sys, thresher.analysis.encode as encode\n"
-        "whole = encode._check_size\n"
+        "whole = encode._check_space\n"
         "def check(*given):\n"
         "    whole(*given)\n"
         "    import os\n"
         "    stat = os.statvfs('disk')\n"
         "    open('disk/filler', 'wb').write(b'x' * (stat.f_bavail * stat.f_frsize - 30_000))\n"
-        "encode._check_size = check\n"
+        "encode._check_space = check\n"
         "from thresher.cli import main\n"
         "main(sys.argv[1:])\n"
     )
@@ -150,7 +150,9 @@ def test_encode_whose_disk_fills_meanwhile_keeps_the_features_that_were_there(ma
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "No space left on device" in done.stderr.splitlines()[-1]
-    assert files(disk / "run") == before
+    after = files(disk / "run")
+    assert {name: after[name] for name in before} == before
+    assert all(str(name).startswith(".features.zarr.tmp/") for name in set(after) - set(before))
     (disk / "filler").unlink()
     thresher("encode", "disk/run", "--overwrite", cwd=tmp_path)
 

@@ -1,11 +1,16 @@
 """Feature activations of a store, against dense float64 matrices."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import zarr
-from thresher.analysis.encode import encode
+from thresher.analysis.encode import encode, encode_several
+from thresher.analysis.encode_source import EncodeSource
+from thresher.analysis.encoded_block import encode_block
+from thresher.analysis.feature_writer import RECORD, FeatureWriter
 from thresher.analysis.features import HELD_OUT, TRAIN, open_features
 from thresher.analysis.options import EncodeOptions
 from thresher.analysis.quality import SUMS, Quality, SectionSums
@@ -13,6 +18,7 @@ from thresher.store.errors import StoreError, UnfinishedStoreError
 from thresher.store.files import FolderLock
 from thresher.store.format import Site
 from thresher.store.reader import open_store
+from thresher.train.models import ReluSae
 
 
 def _to_dense(features) -> np.ndarray:
@@ -319,3 +325,122 @@ def test_two_encodes_of_one_run_do_not_meet(make_store, make_run):
             encode(run.path)
     finally:
         lock.close()
+
+
+def _arrays(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 7])
+def test_an_encode_that_failed_midway_goes_on_and_ends_as_an_unbroken_one(make_store, make_run, monkeypatch, stop_at):
+    path = make_store(n=700, invalid=(5, 64, 699)).path
+    whole, broken = make_run(path, name="whole"), make_run(path, name="broken")
+    options = EncodeOptions(block_rows=64, tile_features=7)
+    encode(whole.path, options)
+    encoded, real = [], encode_block
+
+    def breaks(*given, **options):
+        encoded.append(len(given[1].x))
+        if len(encoded) - 2 == stop_at:  # the first two are of the forecast
+            raise OSError("the machine goes down")
+        return real(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("thresher.analysis.encode_source.encode_block", breaks)
+        with pytest.raises(OSError, match="goes down"):
+            encode(broken.path, options)
+        encoded[:] = [0] * 100
+        result = encode(broken.path, options)
+    assert sum(encoded[102:]) == 697 - sum([63, 63, 64, 64, 64, 64][: stop_at - 1])
+    assert result.n_rows == 697
+    assert _arrays(broken.path / "features.zarr") == _arrays(whole.path / "features.zarr")
+
+
+def test_what_was_begun_with_other_options_is_not_gone_on_with(make_store, make_run, monkeypatch):
+    run = make_run(make_store().path)
+    with monkeypatch.context() as patch:
+        patch.setattr("thresher.analysis.feature_writer.write_by_feature", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            encode(run.path, EncodeOptions(rows=50))
+    encode(run.path, EncodeOptions(rows=60))
+    assert open_features(run.path).info.n_encoded == 60
+
+
+def test_a_damaged_record_means_to_begin_anew(make_store, make_run, monkeypatch):
+    run = make_run(make_store().path)
+    record = run.path / ".features.zarr.tmp" / RECORD
+
+    def stop_at_the_end():
+        with monkeypatch.context() as patch:
+            patch.setattr("thresher.analysis.feature_writer.write_by_feature", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                encode(run.path)
+
+    stop_at_the_end()
+    for damage in (lambda b: b[:-100], lambda _: b"", lambda _: b"rubbish" * 100, lambda b: b[:999] + b"?" + b[1000:]):
+        record.write_bytes(damage(record.read_bytes()))
+        stop_at_the_end()
+    record.write_bytes(record.read_bytes()[:-100])
+    encode(run.path)
+    assert open_features(run.path).info.n_encoded == 300
+
+
+def test_several_runs_get_what_each_gets_alone_from_one_reading(make_store, make_run, monkeypatch):
+    path = make_store(n=300, invalid=(7,)).path
+    runs = [make_run(path, name="relu"), make_run(path, 40, name="topk", k=5, seed=1), make_run(path, name="broken")]
+    alone = []
+    for run in runs[:2]:
+        encode(run.path, EncodeOptions(block_rows=64))
+        alone.append(_arrays(run.path / "features.zarr"))
+    (runs[2].path / "sae.safetensors").write_bytes(b"")
+    read, real = [], EncodeSource.read
+    monkeypatch.setattr(EncodeSource, "read", lambda self, rows: read.append(rows) or real(self, rows))
+    result = encode_several([run.path for run in runs], EncodeOptions(block_rows=64, overwrite=True))
+    assert sorted(read) == [(start, min(start + 64, 300)) for start in range(0, 300, 64)]
+    assert [failure.run_path for failure in result.failures] == [runs[2].path]
+    assert [each.features_path.parent for each in result.results] == [run.path for run in runs[:2]]
+    assert [_arrays(run.path / "features.zarr") for run in runs[:2]] == alone
+
+
+def test_one_of_several_that_fails_midway_stops_alone(make_store, make_run, monkeypatch):
+    path = make_store(n=300).path
+    runs = [make_run(path, name="fails"), make_run(path, 40, name="whole")]
+    real = FeatureWriter.add
+
+    def add(self, rows, *rest):
+        if self._source.run_path.name == "fails" and rows.start == 128:
+            raise OSError("no space")
+        real(self, rows, *rest)
+
+    monkeypatch.setattr(FeatureWriter, "add", add)
+    result = encode_several([run.path for run in runs], EncodeOptions(block_rows=64))
+    assert [(f.run_path.name, f.reason) for f in result.failures] == [("fails", "no space")]
+    assert open_features(runs[1].path).info.n_encoded == 300
+    monkeypatch.undo()
+    again = encode_several([runs[0].path], EncodeOptions(block_rows=64))
+    assert again.results[0].n_rows == 300
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_transcoder_is_measured_against_what_it_reconstructs(make_store, make_run, precision):
+    sites = {Site(1): 8, Site(2, "mlp_out"): 6}
+    run = make_run(make_store(n=200, widths=sites, invalid=(3,)).path)
+    g = torch.Generator().manual_seed(0)
+    encoder, decoder = torch.randn(24, 8, generator=g), torch.randn(24, 6, generator=g)
+    sae = ReluSae(
+        encoder, torch.full((24,), -2.0), decoder, torch.zeros(6), output_mean=torch.ones(6), centres_input=False
+    )
+    sae.save(run.path / "sae.safetensors")
+    config = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps({**config, "target_site": "layers/2/mlp_out/cls", "d_out": 6}))
+    result = encode(run.path, EncodeOptions(precision=precision))
+    store, features = open_store(run.store_path), open_features(run.path)
+    x, y = (store.activations(site).read(0, 200).astype(np.float64) for site in sites)
+    f = np.maximum(x @ encoder.double().numpy().T - 2, 0)
+    error = ((f @ decoder.double().numpy() + 1 - y) ** 2).sum(1)
+    np.testing.assert_allclose(features.row_numbers("sse", 0, 200), error, rtol=1e-5)
+    valid = np.isfinite(y).all(1)
+    sst = ((y[valid] - y[valid].mean(0)) ** 2).sum()
+    assert result.quality["all"].explained_variance == pytest.approx(1 - error[valid].sum() / sst, rel=1e-5)
+    assert features.info.target_site == "layers/2/mlp_out/cls"
+    assert features.info.precision == precision
