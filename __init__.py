@@ -9,6 +9,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .analysis.fidelity import FidelityResult, evaluate_fidelity
+    from .analysis.stored_statistics import StoredStatistics, open_statistics
     from .analysis.train_sae import train_sae
     from .harvest.splice import splice
     from .harvest.vision import Tower, load_clip, load_tower
@@ -27,6 +28,7 @@ __all__ = [
     "Run",
     "Site",
     "SparseAutoencoder",
+    "StoredStatistics",
     "Tower",
     "TrainOptions",
     "TrainResult",
@@ -36,6 +38,7 @@ __all__ = [
     "load_sae",
     "load_tower",
     "open_run",
+    "open_statistics",
     "open_store",
     "splice",
     "train_sae",
@@ -43,6 +46,7 @@ __all__ = [
 
 _NAMES_OF = {
     "analysis.fidelity": ("FidelityResult", "evaluate_fidelity"),
+    "analysis.stored_statistics": ("StoredStatistics", "open_statistics"),
     "analysis.train_sae": ("train_sae",),
     "harvest.splice": ("splice",),
     "harvest.vision": ("Tower", "load_clip", "load_tower"),

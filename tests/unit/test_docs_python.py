@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import thresher
 import torch
+from thresher.analysis.encode import encode
+from thresher.analysis.options import StatsOptions
+from thresher.analysis.stats import stats
 from thresher.harvest.options import HarvestOptions
 from thresher.harvest.run import harvest
 
@@ -24,6 +27,8 @@ def after(tmp_path_factory):
     harvest(options, "quickstart", str(place / "emoji.zarr"))
     small = {"k": 16, "expansion": 8, "rows": 102_400, "warmup": 20, "device": "cpu"}
     thresher.train_sae(place / "emoji.zarr", place / "run", **small)
+    encode(place / "run")
+    stats(place / "run", StatsOptions(figures=False))
     names, wants = {}, pytest.MonkeyPatch()
     wants.chdir(folder)
     try:
@@ -59,6 +64,22 @@ def test_splicing_and_ablating_change_the_embeddings(after):
     assert float(moved.min()) > 1e-4
     with torch.no_grad(), thresher.splice(after.tower, after.sae, after.run.site, keep_error=True):
         assert torch.allclose(after.tower.visual(after.images), after.before, atol=1e-4)
+
+
+def test_statistics_are_read_back_with_their_details(after):
+    assert after.density.shape == after.entropy.shape == after.knows_labels.shape == (1536,)
+    assert after.statistics.n_active[after.strong] > 0
+    assert len(after.top_labels) == 20
+    assert 0 < after.knows_labels.mean() < 1
+    values = after.middle.value
+    assert len(values) == 8
+    assert after.statistics.top_value[after.strong, 0] >= values[0] >= values[-1] > 0
+    assert after.of_labels.count.sum() == after.statistics.n_active[after.strong]  # every picture has a label
+    assert after.of_labels.sum.sum() == pytest.approx(after.statistics.sum[after.strong])
+    assert 0 < len(after.partners.feature) <= 32
+    assert after.strong not in after.partners.feature
+    unit = after.sae.W_dec / after.sae.W_dec.norm(dim=1, keepdim=True)
+    assert after.cosines[0] == pytest.approx(float(unit[after.strong] @ unit[after.alike[0]]), abs=1e-5)
 
 
 def test_zero_shot_accuracy_is_between_guessing_and_the_models_own(after):
