@@ -1,6 +1,6 @@
 """How well each variant reconstructs at its sparsity, beside the same variant of SAELens and overcomplete.
 
-    python tests/benchmarks/bench_quality.py [--variant topk ...] [--seeds 0 1 2] [--steps 2000] [--quick]
+    nice python tests/benchmarks/bench_quality.py [--variant topk ...] [--seeds 0 1 2] [--steps 2000] [--quick]
 
 Rows are the embedded pictures' through the embedded tower, layer 4, the class token, each coordinate at mean 0 and
 deviation 1. Every library trains on the same batches in the same order, as many features, Adam at the same rate with
@@ -8,6 +8,9 @@ the same course, from its own starting weights. For each library and variant a f
 over seeds at each setting of its sparsity. Where the L0 of two libraries differ, the other's explained variance is read
 off its frontier at our L0, linear in log L0. `change` is how much our explained variance moved over the last fifth of
 the steps, in per cent.
+
+A whole run takes hours on a CPU: each SAE is noted as it is finished in WORK/runs.jsonl, and the same command goes on
+with those that are not there. (Delete that file, or name another --work, to measure changed code.)
 """
 
 import argparse
@@ -16,8 +19,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,62 +94,134 @@ def prepare(folder: Path, steps: int, limit: int | None) -> Path:
     return store_path
 
 
+Answer = dict[str, Any]
+"""One SAE: its setting and seed, `train` and `heldout` with `l0` and `ev`; of ours, `change`."""
+
+
+class Record:
+    """The SAEs that are trained, one a line of a file.
+
+    Parameters
+    ----------
+    course
+        What all of them share; those of another course are passed over.
+    """
+
+    def __init__(self, path: Path, course: dict[str, object]) -> None:
+        self._path, self._course = path, course
+        self._found: dict[tuple[str, str, float, int], Answer] = {}
+        whole = ""
+        for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # cut short by a kill
+            whole += line.rstrip("\n") + "\n"
+            if entry["course"] == course:
+                self._keep(entry["library"], entry["variant"], entry["answer"])
+        if whole:
+            path.write_text(whole)
+
+    def _keep(self, library: str, variant: str, answer: Answer) -> None:
+        self._found[library, variant, float(answer["setting"]), int(answer["seed"])] = answer
+
+    def add(self, library: str, variant: str, answer: Answer) -> None:
+        """Note one that is finished."""
+        entry = {"course": self._course, "library": library, "variant": variant, "answer": answer}
+        with open(self._path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        self._keep(library, variant, answer)
+
+    def missing(self, library: str, variant: str, setting: float, seeds: Sequence[int]) -> list[int]:
+        """The seeds that a setting still needs."""
+        return [seed for seed in seeds if (library, variant, setting, seed) not in self._found]
+
+    def answers(self, library: str, variant: str, settings: Sequence[float], seeds: Sequence[int]) -> list[Answer]:
+        """Those asked for that are finished."""
+        places = [(library, variant, float(setting), seed) for setting in settings for seed in seeds]
+        return [self._found[place] for place in places if place in self._found]
+
+
 def train_ours(
-    folder: Path, store_path: Path, variant: str, seeds: list[int], steps: int, expansion: float
-) -> list[dict[str, object]]:
-    """Train every setting and seed of a variant in one pass."""
+    folder: Path, store_path: Path, variant: str, seeds: list[int], steps: int, expansion: float, record: Record
+) -> list[Answer]:
+    """Train what is missing of a variant, the seeds of each setting in one pass."""
     name, values = OURS[variant]
     base = TrainOptions(
         variant=variant, expansion=expansion, lr=LR, warmup=100, batch_size=BATCH, rows=BATCH * steps, device="cpu",
         order_seed=0, dead_after_rows=150 * BATCH, eval_every=0, checkpoint_every=0, overwrite=True,
         log_every=max(1, steps // 40),
     )  # fmt: skip
-    members = {
-        folder / f"{variant}-{value:g}-{seed}": replace(
-            base,
-            seed=seed,
-            **{name: int(value) if name == "k" else value},  # type: ignore[arg-type]
-        )
-        for value in values
-        for seed in seeds
-    }
-    train_together(members, store_path)
-    store = open_store(store_path)
-    found: list[dict[str, object]] = []
-    for path, options in members.items():
-        run = open_run(path)
-        answer: dict[str, object] = {"setting": float(getattr(options, name)), "seed": options.seed}
-        for split in ("train", "heldout"):
-            numbers = evaluate(run.load_sae(), store.activations(), *store.split(split))
-            answer[split] = {"l0": numbers.l0.mean, "ev": numbers.explained_variance}
-        logged = [
-            (record["step"], record["explained_variance"]) for record in run.metrics() if record["split"] == "train"
-        ]
-        before = np.mean([ev for step, ev in logged if 0.75 * steps <= step <= 0.8 * steps])
-        after = np.mean([ev for step, ev in logged if step >= 0.95 * steps])
-        answer["change"] = float(after / before - 1)
-        found.append(answer)
-    return found
+    for value in values:
+        members = {
+            folder / f"{variant}-{value:g}-{seed}": replace(
+                base,
+                seed=seed,
+                **{name: int(value) if name == "k" else value},  # type: ignore[arg-type]
+            )
+            for seed in record.missing("ours", variant, value, seeds)
+        }
+        if members:
+            train_together(members, store_path)
+        for path, options in members.items():
+            record.add("ours", variant, {"setting": value, "seed": options.seed, **measured(path, store_path)})
+    return record.answers("ours", variant, values, seeds)
+
+
+def measured(path: Path, store_path: Path) -> Answer:
+    """L0 and explained variance of a run on both splits, and how much the latter moved at the end."""
+    run, store = open_run(path), open_store(store_path)
+    answer: Answer = {}
+    for split in ("train", "heldout"):
+        numbers = evaluate(run.load_sae(), store.activations(), *store.split(split))
+        answer[split] = {"l0": numbers.l0.mean, "ev": numbers.explained_variance}
+    steps = run.options.steps
+    logged = [(record["step"], record["explained_variance"]) for record in run.metrics() if record["split"] == "train"]
+    before = np.mean([ev for step, ev in logged if 0.75 * steps <= step <= 0.8 * steps])
+    after = np.mean([ev for step, ev in logged if step >= 0.95 * steps])
+    answer["change"] = float(after / before - 1)
+    return answer
 
 
 def train_theirs(
-    python: str, library: str, variant: str, folder: Path, seeds: list[int], d_sae: int, prefixes: list[int]
-) -> tuple[list[dict[str, object]], str]:
-    """Train the other library's settings in a process of its own; its answers, or why there are none."""
-    command = [python, HERE / "quality" / "train_peer.py", library, variant, folder, "--d-sae", d_sae, "--lr", LR]
-    command += ["--seeds", *seeds, "--settings", *PEERS[library][variant], "--prefixes", *prefixes]
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    if run.returncode:
-        return [], [line for line in run.stderr.splitlines() if line.strip()][-1]
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")], ""
+    python: str,
+    library: str,
+    variant: str,
+    folder: Path,
+    seeds: list[int],
+    d_sae: int,
+    prefixes: list[int],
+    record: Record,
+) -> tuple[list[Answer], str]:
+    """Train what is missing of the other library in processes of its own; all its answers, and why any is not there."""
+    settings, reason = PEERS[library][variant], ""
+    for setting in settings:
+        left = record.missing(library, variant, setting, seeds)
+        if not left:
+            continue
+        command = [python, HERE / "quality" / "train_peer.py", library, variant, folder, "--d-sae", d_sae, "--lr", LR]
+        command += ["--seeds", *left, "--settings", setting, "--prefixes", *prefixes]
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=errors, text=True) as run,
+        ):
+            assert run.stdout is not None
+            for line in run.stdout:
+                if line.startswith("{"):
+                    record.add(library, variant, json.loads(line))
+            if run.wait():
+                errors.seek(0)
+                reason = errors.read().strip().rpartition("\n")[2] or f"exit status {run.returncode}"
+                break
+    return record.answers(library, variant, settings, seeds), reason
 
 
-def frontier(answers: list[dict[str, object]], split: str) -> list[tuple[float, float, float]]:
+def frontier(answers: list[Answer], split: str) -> list[tuple[float, float, float]]:
     """Mean L0, mean and deviation of the explained variance over seeds, of each setting, ascending in L0."""
     points = []
-    for setting in sorted({answer["setting"] for answer in answers}):  # type: ignore[type-var]
+    for setting in sorted({answer["setting"] for answer in answers}):
         chosen = [answer[split] for answer in answers if answer["setting"] == setting]
-        l0, ev = ([numbers[field] for numbers in chosen] for field in ("l0", "ev"))  # type: ignore[index]
+        l0, ev = ([numbers[field] for numbers in chosen] for field in ("l0", "ev"))
         points.append((float(np.mean(l0)), float(np.mean(ev)), float(np.std(ev))))
     return sorted(points)
 
@@ -165,7 +242,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "thresher-bench-quality")
     parser.add_argument("--venvs", type=Path, help="folder of the peers' environments; by default WORK/venvs")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="an environment's python")
-    parser.add_argument("--json", type=Path, help="also write every answer here")
     parser.add_argument("--quick", action="store_true", help="TopK alone, few pictures and steps, no other library")
     a = parser.parse_args()
     if a.quick:
@@ -182,30 +258,29 @@ def main() -> None:
             found = (given[environment.name], "") if environment.name in given else None
             peers[library] = found or python_of(environment, a.venvs or a.work / "venvs", {})
     print(f"{a.steps:,} steps of {BATCH:,} rows, d_in {d_in}, {d_sae:,} features, seeds {a.seeds}; ", end="")
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}\n")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}\n")
     print(
         "| variant | L0 | EV (train rows) | +- | EV (held out) | change % |",
         *(f" {name} at that L0 |" for name in peers),
         sep="",
     )
     print("| --- | --- | --- | --- | --- | --- |" + " --- |" * len(peers), flush=True)
-    everything: dict[str, object] = {}
+    record = Record(a.work / "runs.jsonl", {"steps": a.steps, "d_in": d_in, "d_sae": d_sae, "batch": BATCH, "lr": LR})
     for variant in a.variant:
-        ours = train_ours(a.work, store_path, variant, a.seeds, a.steps, a.expansion)
+        ours = train_ours(a.work, store_path, variant, a.seeds, a.steps, a.expansion, record)
         prefixes = TrainOptions(variant="matryoshka", expansion=a.expansion).prefixes(d_sae)
         frontiers, reasons = {}, {}
         for library, (python, reason) in peers.items():
-            answers: list[dict[str, object]] = []
+            answers: list[Answer] = []
             if variant not in PEERS[library]:
                 reason = "has none"
             elif python is not None:
-                answers, reason = train_theirs(python, library, variant, a.work, a.seeds, d_sae, prefixes)
-            everything[f"{library} {variant}"], reasons[library] = answers, reason
+                answers, reason = train_theirs(python, library, variant, a.work, a.seeds, d_sae, prefixes, record)
+            reasons[library] = reason
             frontiers[library] = frontier(answers, "train") if answers else []
-        everything[f"ours {variant}"] = ours
         held_out = dict(zip([p[0] for p in frontier(ours, "train")], frontier(ours, "heldout"), strict=True))
         for l0, ev, deviation in frontier(ours, "train"):
-            change = max(abs(r["change"]) for r in ours if np.isclose(r["train"]["l0"], l0, rtol=0.3))  # type: ignore[arg-type,index,type-var]
+            change = max(abs(r["change"]) for r in ours if np.isclose(r["train"]["l0"], l0, rtol=0.3))
             theirs = [f"{at(points, l0):.4f}" if points else reasons[library] for library, points in frontiers.items()]
             cells = [
                 variant,
@@ -216,8 +291,6 @@ def main() -> None:
                 f"{100 * change:.2f}",
             ]
             print("| " + " | ".join([*cells, *theirs]) + " |", flush=True)
-        if a.json:
-            a.json.write_text(json.dumps(everything))
     for name, python in {environment: path for environment, path in given.items()}.items():
         print(f"\n- {name}: {versions(python, ('torch',))}")
 

@@ -1,5 +1,6 @@
 """Each benchmark runs, on little: none of them is left behind by a change of what it measures."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -41,3 +42,24 @@ def test_the_benchmark_of_reading_tells_mixed_batches_from_unmixed_ones(tmp_path
     assert mixing["Thresher"] <= 1.1
     assert mixing["Thresher, store in source order"] <= 1.2
     assert mixing["control: the same, mixing off"] > 2
+
+
+def test_the_benchmark_of_quality_goes_on_with_what_is_not_trained_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))  # it adds to it
+    spec = importlib.util.spec_from_file_location("bench_quality", BENCHMARKS / "bench_quality.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    path, course = tmp_path / "runs.jsonl", {"steps": 20}
+    first = {"setting": 8.0, "seed": 0, "train": {"l0": 8.0, "ev": 0.5}}
+    bench.Record(path, course).add("ours", "topk", first)
+    with open(path, "a") as file:
+        file.write('{"course": {"steps": 20}, "libr')  # killed while it wrote
+    again = bench.Record(path, course)
+    assert again.missing("ours", "topk", 8.0, [0, 1]) == [1]
+    assert again.missing("SAELens", "topk", 8.0, [0, 1]) == again.missing("ours", "topk", 16.0, [0, 1]) == [0, 1]
+    again.add("ours", "topk", {**first, "seed": 1})
+    assert [each["seed"] for each in bench.Record(path, course).answers("ours", "topk", [8, 16], [0, 1])] == [0, 1]
+    assert bench.Record(path, {"steps": 30}).missing("ours", "topk", 8.0, [0]) == [0]
+    assert bench.Record(path, course).missing("ours", "topk", 8.0, [0]) == []
