@@ -1,7 +1,8 @@
 """What divides the rows of each class among its own features.
 
 Those are the ones of label entropy 0: all their strongest labelled rows are of the class, though weaker ones need not
-be. Over the class's rows (of images, where a row is an image's class token; of patches, where it is a patch), with a_j the rows of the class on which feature j is > 0:
+be. A row is an image, or a patch of one where patches are stored. Over the class's rows, with a_j those on which
+feature j is > 0:
 
     same    j joins the first feature i, by falling a, with Jaccard |a_i and a_j| / |a_i or a_j| of at least 0.5; else
             it leads a group of its own
@@ -226,7 +227,8 @@ def _grouped(own: Ints, active: Ints, meets: _PairCounts) -> dict[int, _Found]:
     inside = dict.fromkeys(leaders, -1)
     for place, leader in enumerate(leaders):
         for wider in reversed(leaders[:place]):  # the smallest first
-            if active[wider] > active[leader] and meets.get(leader, wider) >= INSIDE * active[leader]:
+            both = meets.get(leader, wider)
+            if both and active[wider] > active[leader] and both >= INSIDE * active[leader]:
                 inside[leader] = wider
                 break
     holds = set(inside.values())
