@@ -290,10 +290,11 @@ class _Training:
 
     def run(self) -> tuple[list[TrainResult], list[Failure]]:
         """Train to the last step."""
-        self._announce()
         try:
             with self._stop:
-                self._steps()
+                if self._members:  # not all have failed as they started
+                    self._announce()
+                    self._steps()
                 for path, member in list(self._members.items()):
                     try:
                         self._results[path] = member.finish()

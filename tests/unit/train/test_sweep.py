@@ -245,6 +245,17 @@ def test_where_every_member_fails_all_are_told(small_store, tmp_path):
     assert (list(result.results), sorted(result.failures)) == ([], ["lr=1e+30", "lr=1e+31"])
 
 
+def test_where_no_member_can_start_all_are_told(make_store, tmp_path):
+    made = make_store(400, 8, rows_per_chunk=50)
+    for chunk in (made.path / "layers/1/resid_post/cls/c").glob("*/0"):
+        with open(chunk, "r+b") as file:
+            file.write(b"\xff")
+    result = train_sweep(GIVEN, made.path, tmp_path / "sweep")
+    assert not result.results
+    assert all("is damaged" in result.failures[name].reason for name in NAMES)
+    assert {member.reason is not None for member in open_sweep(tmp_path / "sweep").members} == {True}
+
+
 def test_a_member_whose_checkpoint_does_not_fit_on_the_disk_stops_alone(small_store, unbroken, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # of the checkpoints, half have 29 kB, half 57
