@@ -1,9 +1,6 @@
 """Everything that is known of a run as one HTML page: `report RUN`."""
 
 import json
-import os
-import shlex
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +11,18 @@ from ..progress import Reporter
 from ..store.errors import DamagedStoreError, StoreError
 from ..store.files import FolderLock, write_atomically
 from ..store.reader import ActivationStore, open_store
-from ..train.options import VARIANTS_OF
-from ..train.run_dir import SWEEP, Run, open_run
-from . import report_numbers as tables
+from ..train.run_dir import Run, open_run
+from . import report_sections as parts
 from .folders import refuse_existing
 from .post import differences
-from .report_figures import alignment_figures, attributes_drawing, draw_statistics, loss_drawing, sheets
-from .report_numbers import Beside
-from .report_page import Figure, Grid, Page, Section, render
+from .report_figures import draw_statistics
+from .report_numbers import glance
+from .report_page import Page, Section, render
+from .report_sections import said
+from .report_text import Beside
 from .stored_statistics import StoredStatistics, open_statistics
 
 REPORT_HTML = "report.html"
-_SHOWN_OPTIONS = (
-    *("recipe", "variant", "expansion", "k", "l1", "l0_penalty", "target_l0", "groups", "lr", "warmup", "schedule"),
-    *("batch_size", "rows", "normalize", "b_dec_init", "encoder_init", "error", "dead_remedy", "dead_after_rows"),
-    *("precision", "seed"),
-)
-"""Options of the training that a reader wants; config.json has them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +76,18 @@ def _page(run: Run, stored: StoredStatistics) -> Page:
             id="glance",
             title="At a glance",
             text=[_about_post(unlike)],
-            tables=[tables.glance(stored, evaluation, alignment, post)],
+            tables=[glance(stored, evaluation, alignment, post)],
         ),
-        _training(run, drawn),
-        _reconstruction(run, stored, drawn, post),
-        _evaluation(run, evaluation, post),
-        _features(run, stored, drawn),
-        _cluster(run, stored, post),
-        _examples(run),
-        _alignment(run, alignment, post),
-        _attributes(run, attributes),
-        _sweep(run),
+        parts.training_section(run, drawn),
+        parts.reconstruction_section(run, stored, drawn, post),
+        parts.evaluation_section(run, evaluation, post),
+        parts.features_section(run, stored, drawn),
+        parts.cluster_section(run, stored, post),
+        parts.examples_section(run),
+        parts.alignment_section(run, alignment, post),
+        parts.classes_section(run),
+        parts.attributes_section(run, attributes),
+        parts.sweep_section(run),
     ]
     return Page(
         title=f"Sparse autoencoder {run.path.absolute().name}",
@@ -127,174 +120,6 @@ def _about_post(unlike: list[str]) -> str:
     return f"The post is {name}. Its numbers are those it published, of the same tower, layer, token and images."
 
 
-def _training(run: Run, drawn: Mapping[str, Figure]) -> Section:
-    common: dict[str, Any] = {"id": "training", "title": "Training"}
-    if run.is_imported:
-        of = run.config["imported"]
-        return Section(
-            **common, text=[f"This SAE was imported from {of['source']} ({of['format']}): its training is not known."]
-        )
-    options = run.options.to_json() | run.options.sparsity
-    given = [
-        [name, _said(options[name])]
-        for name in _SHOWN_OPTIONS
-        if options.get(name) is not None and run.options.variant in VARIANTS_OF.get(name, (run.options.variant,))
-    ]
-    rows = [*given, ["steps", f"{run.config.get('steps', 0):,}"], ["passes", f"{run.config.get('passes', 0):.3g}"]]
-    figures = [drawn["training"]] if "training" in drawn else []
-    return Section(
-        **common,
-        command=f"thresher train {_word(run.store_path)} {_word(run.path)}",
-        text=[] if figures else ["The run holds no metrics.jsonl: there are no curves."],
-        tables=[
-            Grid(caption="Resolved options; config.json has all.", header=["Option", "Value"], rows=rows, is_text=True)
-        ],
-        figures=figures,
-    )
-
-
-def _reconstruction(run: Run, stored: StoredStatistics, drawn: Mapping[str, Figure], post: Beside) -> Section:
-    intervals = stored.summary.get("intervals") or {}
-    how = f"{intervals['n_resamples']:,} resamples of {intervals['resampled']}" if intervals else ""
-    return Section(
-        id="reconstruction",
-        title="Reconstruction and sparsity",
-        command=f"thresher encode {_word(run.path)} && {_stats(run, stored)}",
-        text=[f"Intervals: {intervals['method']}, {how}."] if how else [],
-        tables=tables.quality_tables(stored.summary, post),
-        figures=[drawn["l0"]],
-    )
-
-
-def _evaluation(run: Run, evaluation: dict[str, Any] | None, post: Beside) -> Section:
-    common: dict[str, Any] = {"id": "loss", "title": "The SAE in its tower"}
-    if evaluation is None:
-        command = f"thresher evaluate {_word(run.path)} IMAGES"
-        return Section(**common, absent=f"No contrastive loss and no zero-shot accuracy yet: `{command}` makes them.")
-    worst = tables.worst_classes(evaluation)
-    text = [evaluation["held_out"] + "."] if evaluation.get("held_out") else []
-    if post.is_shown and not evaluation["contrastive"]["repeats_captions"]:
-        text.append(
-            "The post's 1.895 (original) and 1.775 (SAE) are of batches of 1,024 whose captions repeat; "
-            "`thresher evaluate --repeat-captions` computes those."
-        )
-    return Section(
-        **common,
-        command=f"thresher evaluate {_word(run.path)} {_word(evaluation['image_source'])}"
-        + _given(evaluation["options"], "n_images", "caption", "templates", "batch_size", "repeat_captions", "seed"),
-        text=text,
-        tables=[*tables.loss_tables(evaluation, post), *([worst] if worst else [])],
-        figures=[loss_drawing(run.path, evaluation["contrastive"])],
-    )
-
-
-def _features(run: Run, stored: StoredStatistics, drawn: Mapping[str, Figure]) -> Section:
-    return Section(
-        id="features",
-        title="Features: density, activation, label entropy",
-        command=_stats(run, stored),
-        tables=[tables.feature_table(stored)],
-        figures=[drawn[name] for name in ("scatter", "density", "label_entropy")],
-    )
-
-
-def _cluster(run: Run, stored: StoredStatistics, post: Beside) -> Section:
-    table = tables.cluster_table(stored.summary, post)
-    text = [] if table else [f"There is no ultra-low-density cluster: {stored.summary['no_uld_because']}."]
-    return Section(
-        id="cluster",
-        title="The ultra-low-density cluster",
-        command=_stats(run, stored),
-        text=text,
-        tables=[table] if table else [],
-    )
-
-
-def _examples(run: Run) -> Section:
-    figures = sheets(run.path)
-    again = f"`thresher stats {_word(run.path)} --overwrite`"
-    return Section(
-        id="examples",
-        title="Features and their images",
-        command=f"thresher stats {_word(run.path)}" if figures else "",
-        figures=figures,
-        absent="" if figures else f"No contact sheets: {again} draws them from a store with thumbnails.",
-    )
-
-
-def _alignment(run: Run, alignment: dict[str, Any] | None, post: Beside) -> Section:
-    common: dict[str, Any] = {"id": "alignment", "title": "Features and neurons"}
-    if alignment is None:
-        return Section(**common, absent=f"No neuron alignment yet: `thresher align {_word(run.path)}` makes it.")
-    return Section(
-        **common,
-        command=f"thresher align {_word(run.path)}",
-        tables=[tables.alignment_table(alignment, post)],
-        figures=alignment_figures(run.path),
-    )
-
-
-def _attributes(run: Run, document: dict[str, Any] | None) -> Section:
-    common: dict[str, Any] = {"id": "attributes", "title": "Known attributes"}
-    if document is None:
-        command = f"thresher attributes {_word(run.path)} CSV"
-        return Section(**common, absent=f"No known attributes yet: `{command}` scores the features on a table of them.")
-    group = f", grouped by {document['group_column']}" if document["group_column"] else ""
-    text = [
-        f"{document['n_in_store']:,} of the {document['n_listed']:,} images in {document['source']} are in the store; "
-        f"{document['n_images']:,} were used{group}. Half of the {document['n_groups']:,} groups chose, the other half "
-        "scores.",
-        f"{document['correction'].capitalize()}. Intervals: {document['resamples']:,} resamples of the groups that "
-        "score; none below 5 groups that have the attribute.",
-    ]
-    return Section(
-        **common,
-        command=f"thresher attributes {_word(run.path)} {_word(document['source'])}"
-        + (f" --group {_word(document['group_column'])}" if document["group_column"] not in (None, "emoji") else ""),
-        text=text,
-        tables=tables.attribute_tables(document),
-        figures=[attributes_drawing(run.path, document)],
-    )
-
-
-def _sweep(run: Run) -> Section:
-    common: dict[str, Any] = {"id": "sweep", "title": "Beside other SAEs"}
-    folder = run.path.absolute().parent
-    if not (folder / SWEEP).exists():
-        return Section(
-            **common,
-            absent="This run is not of a sweep: `thresher train STORE SWEEP` with several values of an option makes "
-            "one, `thresher compare RUN RUN` shows several runs in one table.",
-        )
-    from .sweep_results import gather
-
-    comparison = gather([folder])
-    header = ["SAE", *comparison.varying, "L0", "explained variance", "normalised MSE", "dead", "status"]
-    rows = [
-        [
-            each.name,
-            *(_said(each.varies.get(name)) for name in comparison.varying),
-            *(_said(value) for value in (each.l0, each.explained_variance, each.normalized_mse, each.n_dead)),
-            each.status,
-        ]
-        for each in comparison.results
-    ]
-    pareto = folder / "figures" / "pareto.png"
-    figures = [
-        Figure(
-            path=pareto,
-            alt=f"L0 against explained variance of {len(rows)} SAEs.",
-            caption="L0 against explained variance of the sweep's SAEs on held-out rows.",
-        )
-    ]
-    return Section(
-        **common,
-        command=f"thresher sweep {_word(folder)}",
-        tables=[Grid(caption=f"The sweep {folder.name}, on held-out rows.", header=header, rows=rows)],
-        figures=figures if pareto.exists() else [],
-    )
-
-
 def _provenance(run: Run, stored: StoredStatistics, store: ActivationStore | None) -> list[tuple[str, str]]:
     s = stored.summary
     lines = [
@@ -313,13 +138,13 @@ def _provenance(run: Run, stored: StoredStatistics, store: ActivationStore | Non
             ("Preprocessing", json.dumps(p["preprocessing"])),
             ("Arithmetic", f"{p['precision']}, stored as {p['dtype']}"),
             ("Row order", f"{p['row_order']}, seed {p['seed']}"),
-            ("Packages at harvest", _said(p["packages"])),
+            ("Packages at harvest", said(p["packages"])),
         ]
     if store is not None:
         lines.append(("Unreadable images", f"{len(store.unreadable):,}"))
     versions = run.config.get("versions") or run.config.get("packages")
     if versions:
-        lines.append(("Packages at training", _said(versions)))
+        lines.append(("Packages at training", said(versions)))
     return [*lines, ("Report", f"thresher {__version__}")]
 
 
@@ -348,37 +173,3 @@ def _document(run_path: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(document, dict) or not str(document.get("format", "")).startswith("thresher-"):
         raise DamagedStoreError(f"{path} is not what thresher writes: run the command that made it with --overwrite.")
     return document
-
-
-def _stats(run: Run, stored: StoredStatistics) -> str:
-    """The command that made the statistics."""
-    split = stored.summary["split"]
-    return f"thresher stats {_word(run.path)}" + ("" if split == "all" else f" --split {split}")
-
-
-def _given(options: Mapping[str, Any], *names: str) -> str:
-    """Those options of an evaluation that are not its defaults, as a command line has them."""
-    from .evaluate_options import EvaluateOptions
-
-    default, words = EvaluateOptions(), ""
-    for name in names:
-        value = options.get(name)
-        if value is not None and value != getattr(default, name):
-            words += f" --{name.replace('_', '-')}" + ("" if value is True else f" {_word(str(value))}")
-    return words
-
-
-def _said(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {each}" for name, each in value.items())
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _word(value: Any) -> str:
-    return shlex.quote(os.fspath(value))
