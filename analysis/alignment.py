@@ -244,13 +244,13 @@ def align_side(
     )
     start_s = time.monotonic()
     chance = tuple(_chance(null.kind, null.blocks(n_null), vectors) for null in nulls)
-    main = _set_alignment(outputs.main, directions, vectors, chance)
-    levels = _levels(main, options.chance_quantile)
-    nearest = nearest_vectors(directions, vectors, levels, TOP_NEURONS)
+    levels = _levels(chance, outputs.main.has_sign, options.chance_quantile)
+    largest, nearest = nearest_vectors(directions, vectors, levels, TOP_NEURONS)
+    main = _set_alignment(outputs.main, vectors, largest, chance)
     others = outputs.others if options.other_blocks else ()
     if others:
         n_other = min(n_null, _LEAST_NULL)
-        share = (n + len(nulls) * n_other) / (2 * n + len(nulls) * n_null)  # features were multiplied twice above
+        share = (n + len(nulls) * n_other) / (n + len(nulls) * n_null)
         about_s = (time.monotonic() - start_s) * share * len(others)
         reporter.say(f"then against {len(others)} other sets of output vectors, at most about {format_s(about_s)}")
     held = [(null.kind, list(null.blocks(n_other))) for null in nulls] if others else []
@@ -259,7 +259,7 @@ def align_side(
         for other in others:
             vectors = other.unit_vectors().to(device)
             chance = tuple(_chance(kind, blocks, vectors) for kind, blocks in held)
-            aligned.append(_set_alignment(other, directions, vectors, chance))
+            aligned.append(_set_alignment(other, vectors, largest_cosines(directions, vectors), chance))
             task.advance(1)
     return SideAlignment(side, site, main, nearest, levels, tuple(aligned), moments)
 
@@ -275,22 +275,22 @@ def _chance(kind: str, blocks: Any, vectors: Tensor) -> Chance:
 
 
 def _set_alignment(
-    outputs: Outputs, directions: list[Tensor], vectors: Tensor, chance: tuple[Chance, ...]
+    outputs: Outputs, vectors: Tensor, largest: LargestCosines, chance: tuple[Chance, ...]
 ) -> SetAlignment:
     n_without = int((vectors.abs().amax(dim=1) == 0).sum())
-    return SetAlignment(outputs, len(vectors), n_without, largest_cosines(directions, vectors), chance)
+    return SetAlignment(outputs, len(vectors), n_without, largest, chance)
 
 
-def _levels(main: SetAlignment, quantile: float) -> tuple[Level, ...]:
+def _levels(chance: tuple[Chance, ...], has_sign: bool, quantile: float) -> tuple[Level, ...]:
     """The cosines above which a neuron counts: of each kind of chance, for signed and absolute cosines."""
     return tuple(
         Level(
-            f"{'absolute' if is_absolute else 'signed'}_{chance.kind}",
-            _quantile(chance, quantile, is_absolute),
+            f"{'absolute' if is_absolute else 'signed'}_{each.kind}",
+            _quantile(each, quantile, is_absolute),
             is_absolute,
         )
-        for chance in main.chance
-        for is_absolute in ((False, True) if main.outputs.has_sign else (True,))
+        for each in chance
+        for is_absolute in ((False, True) if has_sign else (True,))
     )
 
 

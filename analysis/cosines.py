@@ -59,24 +59,18 @@ def unit_rows(vectors: Tensor) -> Tensor:
 
 def largest_cosines(blocks: Blocks, vectors: Tensor) -> LargestCosines:
     """The largest signed and absolute cosine of each direction with `(m, d)` unit vectors."""
-    parts: list[list[NDArray[Any]]] = []
-    for cosine in _cosines(blocks, vectors):
-        high, high_id = cosine.max(dim=1)
-        low, low_id = cosine.min(dim=1)
-        is_low = -low > high
-        absolute, absolute_id = torch.where(is_low, -low, high), torch.where(is_low, low_id, high_id)
-        nothing = torch.isnan(high)
-        ids = [torch.where(nothing, -1, each).to(torch.int32) for each in (high_id, absolute_id)]
-        parts.append([each.cpu().numpy() for each in (high, ids[0], absolute, ids[1])])
-    return LargestCosines(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return _joined([_largest(cosine) for cosine in _cosines(blocks, vectors)])
 
 
-def nearest_vectors(blocks: Blocks, vectors: Tensor, levels: Sequence[Level], k: int) -> NearestVectors:
-    """The `k` nearest of `(m, d)` unit vectors to each direction, and the number above each level."""
+def nearest_vectors(
+    blocks: Blocks, vectors: Tensor, levels: Sequence[Level], k: int
+) -> tuple[LargestCosines, NearestVectors]:
+    """Beside the largest cosines the `k` nearest of `(m, d)` unit vectors, and the number above each level."""
     held = min(k, len(vectors))
-    ids, cosines = [], []
+    largest, ids, cosines = [], [], []
     counts: dict[str, list[NDArray[np.int32]]] = {level.name: [] for level in levels}
     for cosine in _cosines(blocks, vectors):
+        largest.append(_largest(cosine))
         absolute = cosine.abs()
         _, top = absolute.topk(held, dim=1)
         value = cosine.gather(1, top)
@@ -87,7 +81,23 @@ def nearest_vectors(blocks: Blocks, vectors: Tensor, levels: Sequence[Level], k:
             counts[level.name].append(above.count_nonzero(dim=1).to(torch.int32).cpu().numpy())
     top_id = np.pad(np.concatenate(ids), ((0, 0), (0, k - held)), constant_values=-1)
     top_cosine = np.pad(np.concatenate(cosines), ((0, 0), (0, k - held)), constant_values=np.nan)
-    return NearestVectors(top_id, top_cosine, {name: np.concatenate(each) for name, each in counts.items()})
+    n_above = {name: np.concatenate(each) for name, each in counts.items()}
+    return _joined(largest), NearestVectors(top_id, top_cosine, n_above)
+
+
+def _largest(cosine: Tensor) -> list[NDArray[Any]]:
+    """Of a block of cosines `(B, m)`: the fields of `LargestCosines`."""
+    high, high_id = cosine.max(dim=1)
+    low, low_id = cosine.min(dim=1)
+    is_low = -low > high
+    absolute, absolute_id = torch.where(is_low, -low, high), torch.where(is_low, low_id, high_id)
+    nothing = torch.isnan(high)
+    ids = [torch.where(nothing, -1, each).to(torch.int32) for each in (high_id, absolute_id)]
+    return [each.cpu().numpy() for each in (high, ids[0], absolute, ids[1])]
+
+
+def _joined(parts: list[list[NDArray[Any]]]) -> LargestCosines:
+    return LargestCosines(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _cosines(blocks: Blocks, vectors: Tensor) -> Iterable[Tensor]:

@@ -72,7 +72,7 @@ def main() -> None:
         return align_side("encoder", site, directions, outputs, moments, options, torch.device("cpu"), Reporter())
 
     n_null = max(features, LEAST_NULL)
-    main_flop = 2 * vectors.numel() * (2 * features + 2 * n_null)  # features twice: chance gives the levels to count at
+    main_flop = 2 * vectors.numel() * (features + 2 * n_null)
     others = (blocks - 1) * vectors.numel() + blocks * d * d
     others_flop = 2 * others * (features + 2 * LEAST_NULL)
     rows: dict[str, list[tuple[float, float, float]]] = {"the block's own MLP": [], "and the other sets": []}

@@ -42,9 +42,11 @@ def test_the_largest_cosines_are_those_of_a_dense_product_in_float64(made):
 def test_a_vector_of_zeros_has_no_cosine(made):
     directions, vectors, _ = made
     found = largest_cosines([unit_rows(torch.from_numpy(directions))], torch.from_numpy(vectors).float())
-    nearest = nearest_vectors(
+    again, nearest = nearest_vectors(
         [unit_rows(torch.from_numpy(directions))], torch.from_numpy(vectors).float(), [Level("any", -2.0, False)], 4
     )
+    np.testing.assert_array_equal(again.signed, found.signed)
+    np.testing.assert_array_equal(again.absolute_id, found.absolute_id)
     assert np.isnan(found.signed[7])
     assert np.isnan(found.absolute[7])
     assert found.signed_id[7] == found.absolute_id[7] == -1
@@ -56,7 +58,7 @@ def test_the_nearest_vectors_and_their_number_are_those_of_a_dense_product(made)
     directions, vectors, cosine = made
     levels = [Level("signed", 0.3, False), Level("absolute", 0.3, True)]
     blocks = [unit_rows(part) for part in torch.from_numpy(directions).split(7)]
-    found = nearest_vectors(blocks, torch.from_numpy(vectors).float(), levels, 5)
+    _, found = nearest_vectors(blocks, torch.from_numpy(vectors).float(), levels, 5)
     for i in np.flatnonzero(np.arange(50) != 7):
         expected = np.sort(np.abs(cosine[i]))[::-1][:5]
         np.testing.assert_allclose(np.abs(found.top_cosine[i]), expected, atol=1e-6)
@@ -66,7 +68,7 @@ def test_the_nearest_vectors_and_their_number_are_those_of_a_dense_product(made)
 
 
 def test_fewer_vectors_than_wanted_leave_places_unfilled():
-    found = nearest_vectors([unit_rows(torch.ones(1, 3))], torch.eye(3)[:2], [], 4)
+    _, found = nearest_vectors([unit_rows(torch.ones(1, 3))], torch.eye(3)[:2], [], 4)
     assert sorted(found.top_id[0, :2].tolist()) == [0, 1]
     assert found.top_id[0, 2:].tolist() == [-1, -1]
     assert np.isnan(found.top_cosine[0, 2:]).all()

@@ -29,6 +29,16 @@ def test_adjusted_p_values_are_those_of_scipy(any_dependence):
     np.testing.assert_allclose(adjusted_p_values(p, any_dependence=any_dependence), expected, rtol=1e-12)
 
 
+def test_of_the_features_called_aligned_the_share_of_chance_is_what_was_asked_for():
+    rng = np.random.default_rng(4)
+    shares = []
+    for _ in range(200):  # 800 features of chance and 200 others, against one sample of chance
+        observed = rng.standard_normal(1000) + np.repeat([0, 3], [800, 200])
+        called = adjusted_p_values(p_values(observed, rng.standard_normal(5000))) <= 0.1
+        shares.append(called[:800].sum() / max(1, called.sum()))
+    assert 0.06 < np.mean(shares) < 0.09  # 0.1 times the share of chance, 0.8
+
+
 def test_what_has_no_p_value_is_no_hypothesis():
     p = np.array([np.nan, 0.01, np.nan, 0.04])
     found = adjusted_p_values(p)
