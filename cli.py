@@ -46,6 +46,8 @@ def main() -> None:
     thresher sweep RUN               the several, beside each other
     thresher encode RUN              its feature activations on the store
     thresher stats RUN               every number and figure
+    thresher classes RUN [LABEL]     what its features know of each class
+    thresher evaluate RUN IMAGES     what it costs the tower on held-out images
     thresher align RUN               its features beside the tower's neurons
     thresher import SRC RUN          another library's SAE; export, push, pull
 

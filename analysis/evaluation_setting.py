@@ -4,7 +4,7 @@ Shapes: C captions, T tokens of an image at the site, d the length of a vector, 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +123,8 @@ def open_setting(
         trained_on = None
         if held_out.n_trained_on:
             among = np.setdiff1d(np.arange(opened.n_images), held_out.images)
-            trained_on = captioned(opened, among[opened.labels[among] >= 0], caption, names_of)
+            with suppress(ValueError):  # of one caption, or without labels: then there is nothing to compare with
+                trained_on = captioned(opened, among, caption, names_of)
         if n_images is not None:
             chosen = chosen.sample(n_images, seed)
         clip = load_recorded_clip(store.provenance)
