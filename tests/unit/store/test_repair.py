@@ -2,111 +2,20 @@
 
 import os
 import re
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pytest
-from thresher.progress import Reporter
+from made_harvest import CLS, FromMemory, bytes_below, flip
 from thresher.store import files
 from thresher.store import format as f
 from thresher.store.errors import StoreError
 from thresher.store.files import FolderLock
 from thresher.store.format import Site
 from thresher.store.objects import open_objects
-from thresher.store.part_repair import Harvest
 from thresher.store.parts import add_part, merge_stores, next_part
-from thresher.store.reader import open_store
 from thresher.store.records import corrected_record, decode_record, encode_record
 from thresher.store.repair import repair_store
 from thresher.store.verify import verify_store
-
-CLS = Site(1).path
-
-
-@dataclass
-class Rows:
-    """Some rows of a window of a made store."""
-
-    made: Any
-    window: int
-    start: int
-    stop: int
-    is_last: bool
-    noise: float
-    gone: tuple[int, ...]
-    other_pictures: tuple[int, ...] = ()
-
-    @property
-    def n_images(self) -> int:
-        return self.stop - self.start
-
-    def put_into(self, writer) -> None:
-        made, places = self.made, np.arange(self.start, self.stop)
-        images, rows = made.order.images_at(places), made.order.rows_at(places)
-        valid = made.valid[rows[:, 0]] & ~np.isin(images, self.gone)
-        bad = [(image, "cannot be read") for image in images[~valid].tolist()]
-        names = [b"other %d" if image in self.other_pictures else b"thumbnail %d" for image in images]
-        thumbnails = [name % i if ok else None for name, i, ok in zip(names, images, valid, strict=True)]
-        values = {site: values[rows] * np.float32(1 + self.noise) for site, values in made.rows.items()}
-        writer.put(self.start, values, valid, bad, thumbnails)
-
-
-@dataclass
-class FromMemory:
-    """The harvest of made stores, by the digest of their images."""
-
-    made: list[Any]
-    noise: float = 0.0
-    versions: dict[str, str] = field(default_factory=dict)
-    gone: tuple[int, ...] = ()
-    """Images that cannot be read any more."""
-    other_pictures: tuple[int, ...] = ()
-    """Images whose pictures are others now."""
-    windows: list[int] = field(default_factory=list)
-    """Those that were asked for."""
-    n_opened: int = 0
-
-    def _of(self, provenance):
-        return next(made for made in self.made if made.spec.provenance.keys_sha256 == provenance.keys_sha256)
-
-    @contextmanager
-    def _images(self, provenance):
-        if not self.made:
-            raise StoreError("/data/images holds other images than were harvested: name the original IMAGES.")
-        self.n_opened += 1
-        yield self._of(provenance)
-
-    def _windows(self, spec, windows, images, held):
-        self.windows += windows
-        for window in windows:
-            start, stop = images.order.window_images(window)
-            for first in range(start, stop, 7):
-                last = min(first + 7, stop)
-                yield Rows(images, window, first, last, last == stop, self.noise, self.gone, self.other_pictures)
-
-    def harvest(self) -> Harvest:
-        return Harvest(images=self._images, windows=self._windows, versions=self.versions)
-
-
-class Told(Reporter):
-    def __init__(self) -> None:
-        self.warned: list[str] = []
-
-    def warn(self, text):
-        self.warned.append(text)
-
-
-def _files(path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
-
-
-def _flip(path, at: int = -9) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 0x11
-    path.write_bytes(data)
-
 
 STORES = {
     "class tokens": {"n": 150, "sites": (Site(1), Site(2)), "invalid": (5, 70)},
@@ -117,7 +26,7 @@ STORES = {
 
 
 SPOILS = {
-    "changed": lambda path: _flip(path, path.stat().st_size // 2),
+    "changed": lambda path: flip(path, path.stat().st_size // 2),
     "emptied": lambda path: path.write_bytes(b""),
     "deleted": lambda path: path.unlink(),
 }
@@ -144,7 +53,7 @@ def test_files_of_each_kind_that_are_damaged_are_restored_to_their_bytes(make_st
 
 
 def _repair_each(made, spoil, chosen) -> None:
-    before = _files(made.path)
+    before = bytes_below(made.path)
     source = FromMemory([made])
     for name in filter(chosen, before):
         spoil(made.path / name)
@@ -152,14 +61,14 @@ def _repair_each(made, spoil, chosen) -> None:
         assert report.problems == [], name
         assert report.repaired, name
         assert (made.path / name).read_bytes() == before[name], name
-    assert _files(made.path) == before
+    assert bytes_below(made.path) == before
     assert verify_store(made.path).problems == []
 
 
 @pytest.mark.parametrize("options", STORES.values(), ids=STORES)
 def test_many_damages_at_once_are_repaired_and_only_damaged_windows_are_harvested(make_store, options):
     made = make_store(**options)
-    before = _files(made.path)
+    before = bytes_below(made.path)
     rng = np.random.default_rng(0)
     source = FromMemory([made])
     t = made.spec.tokens_per_image
@@ -171,10 +80,10 @@ def test_many_damages_at_once_are_repaired_and_only_damaged_windows_are_harveste
             if name.startswith("layers/") and "/c/" in name
         }
         for name in names:
-            _flip(made.path / name, int(rng.integers(len(before[name]))))
+            flip(made.path / name, int(rng.integers(len(before[name]))))
         source.windows.clear()
         assert repair_store(made.path, source.harvest()).problems == []
-        assert _files(made.path) == before
+        assert bytes_below(made.path) == before
         assert chunks <= set(source.windows)
 
 
@@ -190,7 +99,7 @@ def test_what_the_store_itself_tells_needs_no_source(make_store, name):
     made = make_store(150, invalid=(70,))
     data = (made.path / name).read_bytes()
     for at in (0, len(data) // 2, len(data) - 1):
-        _flip(made.path / name, at)
+        flip(made.path / name, at)
         source = FromMemory([])
         assert repair_store(made.path, source.harvest()).problems == []
         assert (made.path / name).read_bytes() == data
@@ -208,43 +117,43 @@ def test_what_the_store_itself_tells_needs_no_source(make_store, name):
 )
 def test_metadata_is_known_from_what_is_left_of_it_or_said_to_be_lost(make_store, names, is_known):
     made = make_store(150)
-    before = _files(made.path)
+    before = bytes_below(made.path)
     for name in names:
         (made.path / name).write_bytes(b"\0" * 20)
     report = repair_store(made.path, FromMemory([made]).harvest())
     assert (report.problems == []) == is_known
     if is_known:
-        assert _files(made.path) == before
+        assert bytes_below(made.path) == before
     else:
         assert "does not tell" in report.problems[0].what
 
 
 def test_a_metadata_record_of_another_store_is_not_believed(make_store):
     made, other = make_store(150), make_store(100, name="other.zarr", seed=4)
-    before = _files(made.path)
+    before = bytes_below(made.path)
     for name in (f.METADATA_RECORD, f.GROUP_JSON):
         (made.path / name).write_bytes((other.path / name).read_bytes())
         assert repair_store(made.path, FromMemory([]).harvest()).problems == []
-        assert _files(made.path) == before
+        assert bytes_below(made.path) == before
 
 
 def test_a_chunk_and_record_of_another_place_are_replaced(make_store):
     made, other = make_store(150), make_store(150, name="other.zarr", seed=4)
-    before = _files(made.path)
+    before = bytes_below(made.path)
     for origin, chunk in ((made.path, 0), (other.path, 1)):
         for of in (lambda chunk: f.chunk_file(CLS, chunk, 2), lambda chunk: f.record_file(CLS, chunk)):
             (made.path / of(1)).write_bytes((origin / of(chunk)).read_bytes())
         report = repair_store(made.path, FromMemory([made]).harvest())
         assert report.problems == []
-        assert _files(made.path) == before
+        assert bytes_below(made.path) == before
 
 
 def test_the_report_says_what_was_restored_and_how(make_store):
     made = make_store(150)
-    _flip(made.path / f.chunk_file(CLS, 1, 2))
-    _flip(made.path / f.record_file(CLS, 0))
-    _flip(made.path / f.chunk_file(f.ROW_IMAGE, 0, 1))
-    _flip(made.path / f.chunk_file(f.KEY_BLOB, 0, 1))
+    flip(made.path / f.chunk_file(CLS, 1, 2))
+    flip(made.path / f.record_file(CLS, 0))
+    flip(made.path / f.chunk_file(f.ROW_IMAGE, 0, 1))
+    flip(made.path / f.chunk_file(f.KEY_BLOB, 0, 1))
     report = repair_store(made.path, FromMemory([made]).harvest())
     told = {(done.problem.array, done.problem.chunk): done.how for done in report.repaired}
     assert told == {
@@ -256,117 +165,6 @@ def test_the_report_says_what_was_restored_and_how(make_store):
     assert str(report.repaired[0]).startswith(f"{CLS}, chunk 0, rows 0 to 63: its commit record is damaged")
 
 
-def test_without_the_source_the_rest_is_repaired_and_what_is_left_says_why(make_store):
-    made = make_store(150)
-    _flip(made.path / f.chunk_file(CLS, 1, 2))
-    _flip(made.path / f.chunk_file(f.ROW_IMAGE, 0, 1))
-    report = repair_store(made.path, FromMemory([]).harvest())
-    assert [(p.array, p.chunk, p.rows) for p in report.problems] == [(CLS, 1, (64, 128))]
-    assert "not repaired: /data/images holds other images" in report.problems[0].what
-    assert [done.problem.array for done in report.repaired] == [f.ROW_IMAGE]
-    assert [p.array for p in verify_store(made.path).problems] == [CLS]
-
-
-def test_rows_that_come_out_otherwise_are_recorded_anew_with_a_warning_of_how_far_they_are(make_store):
-    made = make_store(150, 16, sites=(Site(1), Site(2)), invalid=(70,), dtype="float32")
-    _flip(made.path / f.chunk_file(CLS, 1, 2), 43)  # the exponent of row 0's eleventh number
-    kept = (made.path / f.chunk_file(Site(2).path, 1, 2)).read_bytes()
-    told = Told()
-    report = repair_store(made.path, FromMemory([made], noise=1e-3).harvest(), told)
-    assert report.problems == []
-    assert [done.how for done in report.repaired] == ["harvested again and recorded anew"]
-    (warning,) = told.warned
-    assert "window 1" in warning
-    # 63 readable rows of the undamaged site, 62 of the other: the flipped byte is one row's
-    assert "125 stored vectors" in warning
-    assert "by 0.001 at most" in warning
-    assert (made.path / f.chunk_file(Site(2).path, 1, 2)).read_bytes() == kept
-    array = open_store(made.path).activations(Site(1))
-    np.testing.assert_array_equal(array.read(0, 64), made.rows[Site(1)][:64])
-    new = made.rows[Site(1)][64:128] * np.float32(1.001)
-    new[70 - 64] = np.nan
-    np.testing.assert_array_equal(array.read(64, 128), new)
-    assert verify_store(made.path).problems == []
-
-
-def test_rows_that_come_out_otherwise_under_other_packages_are_refused_by_the_package(make_store):
-    other = _made_with(make_store, packages={"torch": "2.0", "numpy": "1"})
-    _flip(other.path / f.chunk_file(CLS, 1, 2))
-    before = _files(other.path)
-    source = FromMemory([other], noise=1e-3, versions={"torch": "2.9", "numpy": "2"})
-    report = repair_store(other.path, source.harvest())
-    assert "packages.torch is '2.0' there and '2.9' here" in report.problems[0].what
-    assert _files(other.path) == before
-    source.noise = 0.0  # the same bytes all the same: nothing else matters
-    assert repair_store(other.path, source.harvest()).problems == []
-
-
-@pytest.mark.parametrize("sites", [(Site(1),), (Site(1), Site(2))])
-def test_where_chunk_and_record_are_lost_the_rest_of_the_window_vouches_for_the_new_one(make_store, sites):
-    made = make_store(150, sites=sites)
-    before = _files(made.path)
-    names = (f.chunk_file(CLS, 1, 2), f.record_file(CLS, 1))
-    for name in names:
-        (made.path / name).unlink()
-    told = Told()
-    report = repair_store(made.path, FromMemory([made]).harvest(), told)
-    assert report.problems == []
-    (done,) = report.repaired
-    what = "whether these are the same bits" if len(sites) == 1 else "the rest of its window came out bit for bit"
-    assert what in done.how
-    assert (_files(made.path), told.warned) == (before, [])
-    other = _made_with(make_store, packages={"torch": "2.0"})
-    for name in names:
-        (other.path / name).unlink()
-    report = repair_store(other.path, FromMemory([other], versions={"torch": "2.9"}).harvest())
-    assert "its rows may come out otherwise than they were committed, and packages.torch" in report.problems[0].what
-
-
-def test_an_image_that_cannot_be_read_any_more_is_not_put_in_place_of_one_that_could(make_store):
-    made = make_store(150)
-    _flip(made.path / f.chunk_file(CLS, 1, 2))
-    before = _files(made.path)
-    gone = int(made.order.images(np.array([100]))[0])
-    report = repair_store(made.path, FromMemory([made], gone=(gone,)).harvest())
-    assert "had 64 readable rows, now 63" in report.problems[0].what
-    assert _files(made.path) == before
-
-
-@pytest.mark.parametrize("lost", [f.chunk_file(CLS, 1, 2), f.record_file(CLS, 1)])
-def test_another_image_shows_also_where_its_window_has_one_chunk_alone(make_store, lost):
-    made = make_store(150, 16, thumbnails=False)
-    row, path = 100, made.path / lost
-    if "/c/" in lost:
-        _flip(path, 2 * 16 * 3 + 1)  # another row's
-    else:
-        path.unlink()
-    before = _files(made.path)
-    made.rows[Site(1)][row] = made.rows[Site(1)][row - 1]
-    (problem,) = repair_store(made.path, FromMemory([made]).harvest()).problems
-    assert "that no damage touched come out bit for bit, and others do not. Name the original" in problem.what
-    assert _files(made.path) == before
-
-
-@pytest.mark.parametrize("shows", ["vectors", "thumbnails"])
-def test_another_image_under_the_name_of_one_is_not_put_in_its_place(make_store, shows):
-    made = make_store(150, 16, sites=(Site(1), Site(2)), thumbnails=shows == "thumbnails")
-    _flip(made.path / f.chunk_file(CLS, 1, 2))
-    before = _files(made.path)
-    row = 100
-    image = int(made.order.images(np.array([row]))[0])
-    if shows == "vectors":
-        for rows in made.rows.values():
-            rows[row] = rows[row - 1]
-        source = FromMemory([made])
-    else:  # of a window whose every vector is damaged
-        _flip(made.path / f.chunk_file(Site(2).path, 1, 2))
-        before = _files(made.path)
-        source = FromMemory([made], noise=1e-3, other_pictures=(image,))
-    report = repair_store(made.path, source.harvest())
-    assert "the images of window 1 are others than were harvested, though named alike" in report.problems[0].what
-    assert _files(made.path) == before
-
-
 def test_parts_are_repaired_where_they_are(make_store, tmp_path):
     a = make_store(100, name="a.zarr")
     place = next_part(open_objects(a.path))
@@ -374,17 +172,17 @@ def test_parts_are_repaired_where_they_are(make_store, tmp_path):
     add_part(open_objects(a.path), place)
     b = make_store(60, name="b.zarr", key_prefix="b ", seed=2)
     merge_stores([str(a.path), str(b.path)], str(tmp_path / "all.zarr"))
-    before = [_files(path) for path in (a.path, b.path, tmp_path / "all.zarr")]
-    _flip(a.path / "parts/1" / f.chunk_file(CLS, 0, 2))
-    _flip(b.path / f.GROUP_JSON)
-    _flip(b.path / f.chunk_file(f.ROW_LABEL, 0, 1))
-    _flip(tmp_path / "all.zarr" / f.GROUP_JSON, 80)
-    _flip(tmp_path / "all.zarr" / f.METADATA_RECORD)
+    before = [bytes_below(path) for path in (a.path, b.path, tmp_path / "all.zarr")]
+    flip(a.path / "parts/1" / f.chunk_file(CLS, 0, 2))
+    flip(b.path / f.GROUP_JSON)
+    flip(b.path / f.chunk_file(f.ROW_LABEL, 0, 1))
+    flip(tmp_path / "all.zarr" / f.GROUP_JSON, 80)
+    flip(tmp_path / "all.zarr" / f.METADATA_RECORD)
     for number in (1, 2, 3):
-        _flip(tmp_path / "all.zarr" / f.part_record_file(number), 20)
+        flip(tmp_path / "all.zarr" / f.part_record_file(number), 20)
     report = repair_store(tmp_path / "all.zarr", FromMemory([a, b, more]).harvest())
     assert report.problems == []
-    assert [_files(path) for path in (a.path, b.path, tmp_path / "all.zarr")] == before
+    assert [bytes_below(path) for path in (a.path, b.path, tmp_path / "all.zarr")] == before
     assert {done.problem.part for done in report.repaired} == {None, "../a.zarr/parts/1", "../b.zarr"}
 
 
@@ -394,36 +192,36 @@ def test_lost_records_of_parts_are_made_again_where_the_parts_stand(make_store):
         place = next_part(open_objects(made.path))
         make_store(n, place=place.url, key_prefix=f"{n} ", seed=n)
         add_part(open_objects(made.path), place)
-    before = _files(made.path)
+    before = bytes_below(made.path)
     for numbers in ((1,), (2,), (1, 2)):
         for number in numbers:
             (made.path / f.part_record_file(number)).unlink()
         for _ in numbers:  # the last of several lost ones is seen when those before it are there
             report = repair_store(made.path, FromMemory([]).harvest())
         assert report.problems == []
-        assert _files(made.path) == before
+        assert bytes_below(made.path) == before
 
 
 def test_a_replacement_that_was_begun_and_killed_is_undone(make_store):
     made = make_store(100)
-    before = _files(made.path)
+    before = bytes_below(made.path)
     (made.path / f.CREATING).touch()
     report = repair_store(made.path, FromMemory([]).harvest())
     assert [str(done) for done in report.repaired] == [
         "creating: a harvest began to replace this store and was killed; removed: the store is kept"
     ]
-    assert _files(made.path) == before
+    assert bytes_below(made.path) == before
 
 
 def test_a_store_that_another_process_writes_is_left_alone(make_store):
     made = make_store(100)
-    _flip(made.path / f.GROUP_JSON)
-    before = _files(made.path)
+    flip(made.path / f.GROUP_JSON)
+    before = bytes_below(made.path)
     held = FolderLock(made.path)
     with pytest.raises(StoreError, match="being written by another process"):
         repair_store(made.path, FromMemory([made]).harvest())
     held.close()
-    assert _files(made.path) == before
+    assert bytes_below(made.path) == before
 
 
 def test_a_store_in_a_bucket_is_repaired(make_store):
@@ -438,7 +236,7 @@ def test_a_store_in_a_bucket_is_repaired(make_store):
 
 def test_an_unfinished_store_stays_so(make_store):
     made = make_store(200, windows=range(2))
-    _flip(made.path / f.chunk_file(CLS, 1, 2))
+    flip(made.path / f.chunk_file(CLS, 1, 2))
     source = FromMemory([made])
     report = repair_store(made.path, source.harvest())
     assert source.windows == [1]
@@ -452,7 +250,7 @@ class Cut(BaseException):
 @pytest.mark.parametrize("noise", [0.0, 1e-3])
 def test_a_repair_that_is_cut_short_at_any_write_is_finished_by_the_next(make_store, monkeypatch, noise):
     made = make_store(150, sites=(Site(1), Site(2)))
-    whole = _files(made.path)
+    whole = bytes_below(made.path)
     names = [f"{CLS}/zarr.json", f.METADATA_RECORD, f.record_file(f.THUMBS, 1), f.chunk_file(CLS, 0, 2)]
     names += [f.chunk_file(f.ROW_IMAGE, 0, 1), f.chunk_file(f.KEY_BLOB, 0, 1), f.record_file(Site(2).path, 2)]
     write, left = files._write_synced, 0
@@ -480,7 +278,7 @@ def test_a_repair_that_is_cut_short_at_any_write_is_finished_by_the_next(make_st
         left = 1000
         assert repair_store(made.path, source.harvest()).problems == []
         assert verify_store(made.path).problems == []
-        assert noise or _files(made.path) == whole
+        assert noise or bytes_below(made.path) == whole
     assert n_cuts >= 6
 
 
@@ -498,18 +296,3 @@ def test_one_changed_byte_of_a_record_is_put_right_and_more_is_not_guessed(seed)
         assert corrected_record(bytes(spoilt)) is None
     assert corrected_record(b"") is None
     assert corrected_record(text[:-1]) is None
-
-
-def _made_with(make_store, **changes):
-    """A made store whose provenance has other fields."""
-    from thresher.store.writer import create_store
-
-    made = make_store(150, name="with.zarr")
-    spec = replace(made.spec, provenance=replace(made.spec.provenance, **changes))
-    with create_store(made.path, spec, keys=made.keys, labels=made.labels, overwrite=True) as writer:
-        for number in range(writer.n_windows):
-            window = writer.window(number)
-            start, stop = writer.window_images(number)
-            Rows(made, number, start, stop, True, 0.0, ()).put_into(window)
-            window.commit()
-    return replace(made, spec=spec)
