@@ -29,6 +29,7 @@ SETTINGS = {
     "jumprelu": replace(
         BASE, variant="jumprelu", l0_penalty=0.05, bandwidth=0.5, initial_threshold=2.5, dead_after_rows=50, aux=0.1
     ),
+    "jumprelu at a target L0": replace(BASE, variant="jumprelu", target_l0=5, bandwidth=0.5, initial_threshold=2.5),
     "gated with resampling": replace(BASE, variant="gated", l1=30.0, lr=5e-2, resample_every=6, dead_after_rows=60),
     "topk in parts of a batch": replace(
         BASE, variant="topk", k=3, micro_batch_size=7, dead_remedy="resample", resample_every=6, dead_after_rows=60
