@@ -93,7 +93,7 @@ class ActivationLoader:
         if last not in ("drop", "keep"):
             raise ValueError(f"last is {last!r}; of an epoch's last batch it is drop or keep")
         self.device, self.dtype, self._last = choose_device(str(device)), dtype, last
-        self._arrays = [arrays] if isinstance(arrays, ActivationArray) else list(arrays)
+        self._arrays = [arrays] if isinstance(arrays, ActivationArray) else _listed(arrays)
         self._options: dict[str, Any] = {
             **{"batch_size": batch_size, "seed": seed, "last": last, "rank": rank, "n_ranks": n_ranks},
             **{"memory_bytes": memory_bytes, "allocate": allocator(self.device)},
@@ -150,3 +150,12 @@ class ActivationLoader:
         reader = self._reader
         own = {"seed": reader.seed, "batch_size": reader.batch_size, "last": self._last}
         return own | {"store": reader.store.fingerprint}
+
+
+def _listed(arrays: Sequence[ActivationArray]) -> list[ActivationArray]:
+    """The arrays; `ValueError` where they are something else, such as a store or its path."""
+    if isinstance(arrays, Sequence) and arrays and all(isinstance(array, ActivationArray) for array in arrays):
+        return list(arrays)
+    raise ValueError(
+        f"arrays is {type(arrays).__name__}, and arrays of a store are read: thresher.open_store(path).activations()"
+    )

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..options import option
 from ..store.objects import is_url
@@ -202,6 +202,7 @@ class TrainOptions:
     overwrite: bool = option("Replace an existing run, or a sweep by a sweep.", default=False)
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("images", "wandb"):
             value = getattr(self, name)
             _require(value is None or value.strip() != "", name, repr(value), "is empty: name it, or leave it out")
@@ -250,6 +251,14 @@ class TrainOptions:
         )
         if self.images is not None:  # a run goes on from any folder
             object.__setattr__(self, "images", _lasting(self.images))
+
+    def _check_types(self) -> None:
+        """Refuse, of callers in Python and of written configurations, what a comparison would only stumble over."""
+        for name, hint in get_type_hints(type(self)).items():
+            value, kinds = getattr(self, name), get_args(hint) or (hint,)
+            if not isinstance(value, kinds) and not (float in kinds and isinstance(value, int)):
+                wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+                _require(False, name, repr(value), f"is of type {type(value).__name__}, and one {wanted} is needed")
 
     def _check_choices(self) -> None:
         for field in fields(self):

@@ -258,6 +258,8 @@ class SparseAutoencoder(ABC):
 
     def decode(self, f: Tensor, x: Tensor | None = None) -> Tensor:
         """Reconstruction `(n, d_out)` from feature activations `(n, d_sae)`; for `x` see `unscale`."""
+        if f.ndim != 2 or f.shape[1] != self.d_sae:
+            raise ValueError(f"features of shape {tuple(f.shape)} do not fit an SAE of d_sae = {self.d_sae}")
         return self.unscale(torch.addmm(self.b_dec, f, self.decoder), x)
 
     def decode_sparse(self, f: SparseFeatures, x: Tensor | None = None) -> Tensor:

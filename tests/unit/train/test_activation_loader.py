@@ -157,3 +157,10 @@ def test_for_cuda_batches_are_read_into_pinned_memory(monkeypatch):
 
 def test_it_is_part_of_the_public_api():
     assert thresher.ActivationLoader is ActivationLoader
+
+
+def test_what_is_no_array_of_a_store_is_told_where_they_are(make_store):
+    made = make_store(200, 8)
+    for wrong in (str(made.path), open_store(made.path), [], [str(made.path)]):
+        with pytest.raises(ValueError, match=r"arrays of a store are read: thresher\.open_store\(path\)\.activations"):
+            ActivationLoader(wrong, batch_size=16)

@@ -240,3 +240,9 @@ def test_a_transcoder_reads_one_space_and_writes_another(variant, tmp_path):
     assert torch.equal(sae.scale_target(y_hat), (y_hat - tensors["output_mean"]) / 0.5)
     sae.save(tmp_path / "sae")
     assert torch.equal(load_sae(tmp_path / "sae")(x), sae(x))
+
+
+def test_features_of_another_width_are_told_as_what_they_are():
+    sae = TopKSae(torch.ones(6, 4), torch.zeros(6), torch.ones(6, 4), torch.zeros(4), k=2)
+    with pytest.raises(ValueError, match=r"features of shape \(3, 5\) do not fit an SAE of d_sae = 6"):
+        sae.decode(torch.zeros(3, 5))

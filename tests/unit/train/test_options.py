@@ -170,3 +170,19 @@ def test_images_are_kept_so_that_a_run_goes_on_from_another_folder(given, kept, 
     again = TrainOptions.from_json(options.to_json())
     expected = kept and kept.replace("HERE", str(tmp_path)).replace("UP", str(tmp_path.parent))
     assert (options.images, again.images) == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"k": [3, 4]}, "--k [3, 4] is of type list, and one int is needed"),
+        ({"k": "3"}, "--k '3' is of type str, and one int is needed"),
+        ({"k": 3.0}, "--k 3.0 is of type float, and one int is needed"),
+        ({"lr": None}, "--lr None is of type NoneType, and one float is needed"),
+        ({"target_l0": "x"}, "--target-l0 'x' is of type str, and one float or None is needed"),
+    ],
+)
+def test_a_value_of_another_type_is_told_as_one(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TrainOptions(**given)
+    assert TrainOptions(lr=1, expansion=2).lr == 1
