@@ -198,6 +198,21 @@ class FeatureActivations:
         row = self._read("by_feature/row", start, end).astype(np.int64)
         return np.subtract(indptr, start), row, self._read("by_feature/value", start, end)
 
+    def feature_pieces(self, feature: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Rows and values of one feature, ascending, a few megabytes at a time."""
+        first, last = (int(edge) for edge in self._read("by_feature/indptr", feature, feature + 2))
+        for start in range(first, last, _BLOCK_ENTRIES):
+            stop = min(start + _BLOCK_ENTRIES, last)
+            yield (
+                self._read("by_feature/row", start, stop).astype(np.int64),
+                self._read("by_feature/value", start, stop),
+            )
+
+    def n_entries(self, first: int, stop: int) -> int:
+        """Activations of the features `[first, stop)` on all rows."""
+        start, last = (int(self._read("by_feature/indptr", at, at + 1)[0]) for at in (first, stop))
+        return last - start
+
     def feature_ranges(self, range_bytes: int, most_features: int) -> list[tuple[int, int]]:
         """Cut the features into ranges of at most some `range_bytes` of entries, or one feature that has more."""
         indptr = self._read("by_feature/indptr", 0, self.d_sae + 1).astype(np.int64)

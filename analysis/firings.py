@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ..progress import Reporter
 from .features import FeatureActivations, open_features
-from .label_counts import LabelCounts, count_labels
+from .label_counts import LabelCounts, LabelSums
 from .samples import entries_at, sample_ranks
 from .scheduler import Compute
-from .split_entries import entries_of_split, row_numbers_at
+from .split_entries import SplitEntries, entries_of_split, is_held_whole, pieces_of_split, row_numbers_at
 
 _MOST_FEATURES = 1 << 14  # a task gives back at most their samples: 10 MB at 8 rows a group
 
@@ -63,21 +63,61 @@ def firings(
 def firings_of_range(features_path: str, spec: FiringsSpec, first: int, stop: int) -> Firings:
     """Samples and labels of the features `[first, stop)`."""
     features = open_features(features_path)
-    entries = entries_of_split(features, first, stop, spec.split)
-    labels = row_numbers_at(features, "label", entries.row)
-    ranks = sample_ranks(np.diff(entries.indptr), spec.samples, first_feature=first, seed=spec.seed)
-    at = entries_at(entries, ranks)
+    if is_held_whole(features, first, stop):
+        entries = entries_of_split(features, first, stop, spec.split)
+        labels = row_numbers_at(features, "label", entries.row)
+        ranks = sample_ranks(np.diff(entries.indptr), spec.samples, first_feature=first, seed=spec.seed)
+        at = entries_at(entries, ranks)
+        sums = LabelSums.of(entries, labels)
+        return _firings(first, at, entries.row, entries.value, labels, sums.finish(min_labelled=spec.min_labelled))
+    return _firings_of_many(features, spec, first)
+
+
+def _firings(first: int, at: Array, row: Array, value: Array, label: Array, labels: LabelCounts) -> Firings:
+    """Samples `at` (n_features, 5, samples) of the entries given, -1 unfilled."""
     filled = at >= 0
 
-    def of_entries(values: Array, empty: float, dtype: Any) -> Array:
+    def sampled(values: Array, empty: float, dtype: Any) -> Array:
         out = np.full(at.shape, empty, dtype)
         out[filled] = values[at[filled]]
         return out
 
     return Firings(
-        first,
-        of_entries(entries.row, -1, np.int64),
-        of_entries(entries.value, 0, np.float32),
-        of_entries(labels, -1, np.int32),
-        count_labels(entries, labels, min_labelled=spec.min_labelled),
+        first, sampled(row, -1, np.int64), sampled(value, 0, np.float32), sampled(label, -1, np.int32), labels
     )
+
+
+def _firings_of_many(features: FeatureActivations, spec: FiringsSpec, feature: int) -> Firings:
+    """The same of one feature with too many firing rows to hold: read twice, a few megabytes at a time.
+
+    The first pass counts values by the upper half of their bits, which makes cells some 2^-7 of the value wide; the
+    second keeps the entries of the cells in which the samples lie, a tenth of all where they are spread evenly.
+    """
+    cells, sums = np.zeros(1 << 15, np.int64), None
+    for piece in pieces_of_split(features, feature, feature + 1, spec.split):
+        cells += np.bincount(_cell(piece.value), minlength=1 << 15)
+        found = LabelSums.of(piece, row_numbers_at(features, "label", piece.row))
+        sums = found if sums is None else sums.plus(found)
+    assert sums is not None
+    ranks = sample_ranks(cells.sum(keepdims=True), spec.samples, first_feature=feature, seed=spec.seed)
+    before = np.cumsum(cells[::-1])[::-1] - cells  # entries in higher cells
+    cell_of_rank = (1 << 15) - 1 - np.searchsorted(np.cumsum(cells[::-1]), ranks.clip(min=0), side="right")
+    is_wanted = np.zeros(1 << 15, bool)
+    is_wanted[cell_of_rank[ranks >= 0]] = True
+    kept = [
+        piece.keep(is_wanted[_cell(piece.value)])
+        for piece in pieces_of_split(features, feature, feature + 1, spec.split)
+    ]
+    row, value = np.concatenate([part.row for part in kept]), np.concatenate([part.value for part in kept])
+    held = SplitEntries(feature, np.array([0, len(row)]), row, value)
+    # a rank among all, less the entries of higher cells that were not kept
+    missing = before - (np.cumsum((cells * is_wanted)[::-1])[::-1] - cells * is_wanted)
+    at = entries_at(held, np.where(ranks >= 0, ranks - missing[cell_of_rank], -1))
+    labels = row_numbers_at(features, "label", row[at[at >= 0]])
+    all_labels = np.full(len(row), -1, np.int32)
+    all_labels[at[at >= 0]] = labels
+    return _firings(feature, at, row, value, all_labels, sums.finish(min_labelled=spec.min_labelled))
+
+
+def _cell(value: NDArray[np.float32]) -> NDArray[np.int64]:
+    return (value.view(np.uint32) >> np.uint32(16)).astype(np.int64)

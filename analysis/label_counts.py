@@ -1,7 +1,7 @@
 """How often and how strongly each feature fires on the rows of each label: over all its firing rows, sparse."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,47 +31,72 @@ class LabelCounts:
     """`(n_features,)`: effective sample size of those rows' weights."""
 
 
-def count_labels(entries: SplitEntries, labels: Array, *, min_labelled: int) -> LabelCounts:
-    """Count the labels of the firing rows of a range of features.
+@dataclass(frozen=True)
+class LabelSums:
+    """What the labelled entries of some features add up to, by feature and label."""
 
-    Parameters
-    ----------
-    entries
-        Of the features.
-    labels
-        `(nnz,)`: label of each entry's row, -1 for none.
-    min_labelled
-        Below this many firing labelled rows the entropy is undefined.
-    """
-    entries, labels = entries.keep(labels >= 0), labels[labels >= 0]
-    n_features, feature = entries.n_features, entries.local
-    small = np.uint16 if len(labels) == 0 or labels.max() < 1 << 16 else np.int64  # 16 bits are sorted by radix
-    order = np.lexsort((labels.astype(small), feature))
-    feature, label = feature[order].astype(np.int64), labels[order]
-    value = entries.value[order].astype(np.float64)
-    is_new = np.ones(len(order), bool)
-    is_new[1:] = (feature[1:] != feature[:-1]) | (label[1:] != label[:-1])
-    start = np.flatnonzero(is_new)
-    total = np.add.reduceat(value, start) if len(start) else np.zeros(0)
-    feature_of_pair = feature[start]
-    by_feature = _sums(feature_of_pair, total, n_features)
-    share = total / by_feature[feature_of_pair]
-    entropy = -_sums(feature_of_pair, share * np.log(share), n_features)
-    n_pairs = np.bincount(feature_of_pair, minlength=n_features)
-    entropy[n_pairs <= 1] = 0.0  # of one label exactly, whatever the rounding
-    n_labelled = np.diff(entries.indptr)
-    entropy[n_labelled < max(min_labelled, 1)] = np.nan
-    squares = _sums(feature, value * value, n_features)
-    effective = np.divide(by_feature**2, squares, out=np.full(n_features, np.nan), where=squares > 0)
-    return LabelCounts(
-        indptr=np.concatenate(([0], np.cumsum(n_pairs))),
-        label=label[start].astype(np.int32),
-        count=np.diff(np.append(start, len(order))).astype(np.uint32),
-        sum=total,
-        n_labelled=n_labelled.astype(np.uint64),
-        entropy=entropy.astype(np.float32),
-        effective_n=effective.astype(np.float32),
-    )
+    feature: NDArray[np.int64]
+    """`(pairs,)`: from 0, ascending."""
+    label: NDArray[np.int64]
+    """`(pairs,)`: ascending within a feature."""
+    count: NDArray[np.int64]
+    """`(pairs,)`: entries."""
+    sum: NDArray[np.float64]
+    """`(pairs,)`: of their values."""
+    squares: NDArray[np.float64]
+    """`(n_features,)`: sum of the squares of a feature's values."""
+
+    @classmethod
+    def of(cls, entries: SplitEntries, labels: Array) -> Self:
+        """Sums of the entries whose row has a label; `labels` `(nnz,)` are -1 for none."""
+        entries, labels = entries.keep(labels >= 0), labels[labels >= 0]
+        value = entries.value.astype(np.float64)
+        squares = _sums(entries.local, value * value, entries.n_features)
+        return cls._of_runs(entries.local, labels, np.ones(len(labels), np.int64), value, squares)
+
+    def plus(self, other: Self) -> Self:
+        """Sums of both."""
+        return self._of_runs(
+            np.concatenate((self.feature, other.feature)),
+            np.concatenate((self.label, other.label)),
+            np.concatenate((self.count, other.count)),
+            np.concatenate((self.sum, other.sum)),
+            self.squares + other.squares,
+        )
+
+    @classmethod
+    def _of_runs(cls, feature: Array, label: Array, count: Array, value: Array, squares: Array) -> Self:
+        small = np.uint16 if len(label) == 0 or label.max() < 1 << 16 else np.int64  # 16 bits are sorted by radix
+        order = np.lexsort((label.astype(small), feature))
+        feature, label = feature[order].astype(np.int64), label[order].astype(np.int64)
+        is_new = np.ones(len(order), bool)
+        is_new[1:] = (feature[1:] != feature[:-1]) | (label[1:] != label[:-1])
+        start = np.flatnonzero(is_new)
+        if not len(start):
+            return cls(feature, label, count, value, squares)
+        count, total = (np.add.reduceat(x[order], start) for x in (count, value))
+        return cls(feature[start], label[start], count, total, squares)
+
+    def finish(self, *, min_labelled: int) -> LabelCounts:
+        """The counts and entropies; the entropy is undefined below `min_labelled` firing labelled rows."""
+        n_features = len(self.squares)
+        mass = _sums(self.feature, self.sum, n_features)
+        share = self.sum / mass[self.feature]
+        entropy = -_sums(self.feature, share * np.log(share), n_features)
+        n_pairs = np.bincount(self.feature, minlength=n_features)
+        entropy[n_pairs <= 1] = 0.0  # of one label exactly, whatever the rounding
+        n_labelled = _sums(self.feature, self.count, n_features)
+        entropy[n_labelled < max(min_labelled, 1)] = np.nan
+        effective = np.divide(mass**2, self.squares, out=np.full(n_features, np.nan), where=self.squares > 0)
+        return LabelCounts(
+            indptr=np.concatenate(([0], np.cumsum(n_pairs))),
+            label=self.label.astype(np.int32),
+            count=self.count.astype(np.uint32),
+            sum=self.sum,
+            n_labelled=n_labelled.astype(np.uint64),
+            entropy=entropy.astype(np.float32),
+            effective_n=effective.astype(np.float32),
+        )
 
 
 def _sums(feature: Array, weights: Array, n_features: int) -> NDArray[np.float64]:

@@ -1,5 +1,6 @@
 """Monosemanticity score: how alike the images are on which a feature fires, by an image encoder's embeddings."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ..progress import Reporter
 from ..store.errors import StoreError
 from .features import FeatureActivations, open_features
 from .scheduler import Compute
-from .split_entries import SplitEntries, entries_of_split
+from .split_entries import SplitEntries, pieces_of_split
 
 _SUMS_BYTES = 1 << 26  # weighted sums of embeddings that a task holds
 _WINDOW_BYTES = 1 << 26  # embeddings read at a time
@@ -89,22 +90,33 @@ def _open(path: str) -> Any:
 def _scores_of_range(
     features_path: str, embeddings_path: str, split: str, first: int, stop: int
 ) -> NDArray[np.float32]:
-    return scores(entries_of_split(open_features(features_path), first, stop, split), _open(embeddings_path))
+    pieces = pieces_of_split(open_features(features_path), first, stop, split)
+    return scores(pieces, stop - first, _open(embeddings_path))
 
 
-def scores(entries: SplitEntries, embeddings: Any) -> NDArray[np.float32]:
+def scores(pieces: Iterable[SplitEntries], n_features: int, embeddings: Any) -> NDArray[np.float32]:
     """`(n_features,)`: the score of each feature of a range.
 
     Parameters
     ----------
-    entries
-        Of the features.
+    pieces
+        Entries of the features, all of them or a part at a time.
     embeddings
         `(n_rows, dim)`, sliced by rows; any number of them is held only a window at a time.
     """
-    dim = int(embeddings.shape[1])
-    vector = np.zeros((entries.n_features, dim))  # sum a e
-    mass, squares, count = (np.zeros(entries.n_features) for _ in range(3))
+    vector = np.zeros((n_features, int(embeddings.shape[1])))  # sum a e
+    mass, squares, count = (np.zeros(n_features) for _ in range(3))
+    for entries in pieces:
+        _add(entries, embeddings, vector, mass, squares, count)
+    of_pairs = mass**2 - squares
+    similarity = np.einsum("ij,ij->i", vector, vector) - squares
+    out = np.divide(similarity, of_pairs, out=np.full(n_features, np.nan), where=(count >= 2) & (of_pairs > 0))
+    return out.astype(np.float32)
+
+
+def _add(entries: SplitEntries, embeddings: Any, vector: Array, mass: Array, squares: Array, count: Array) -> None:
+    """Add sum a e `(n_features, dim)`, sum a, sum a^2 and the rows with an embedding, a window of rows at a time."""
+    dim = vector.shape[1]
     window = max(1, _WINDOW_BYTES // (8 * dim))
     place = entries.row // window
     n_windows = int(place.max()) + 1 if len(place) else 0
@@ -113,7 +125,7 @@ def scores(entries: SplitEntries, embeddings: Any) -> NDArray[np.float32]:
     bounds = np.searchsorted(place[order], np.arange(n_windows + 1))
     feature_of = entries.local.astype(np.int64)
     at_once = max(1, _PRODUCTS_BYTES // (8 * dim))
-    for i in range(n_windows):
+    for i in np.flatnonzero(np.diff(bounds)).tolist():
         unit, has_one = _unit(np.asarray(embeddings[i * window : (i + 1) * window], np.float64))
         of_window = order[bounds[i] : bounds[i + 1]]
         of_window = of_window[has_one[entries.row[of_window] - i * window]]
@@ -127,10 +139,6 @@ def scores(entries: SplitEntries, embeddings: Any) -> NDArray[np.float32]:
             mass += np.bincount(feature, weights=value, minlength=entries.n_features)
             squares += np.bincount(feature, weights=value**2, minlength=entries.n_features)
             count += np.bincount(feature, minlength=entries.n_features)
-    of_pairs = mass**2 - squares
-    similarity = np.einsum("ij,ij->i", vector, vector) - squares
-    out = np.divide(similarity, of_pairs, out=np.full(entries.n_features, np.nan), where=(count >= 2) & (of_pairs > 0))
-    return out.astype(np.float32)
 
 
 def _unit(embeddings: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -1,5 +1,6 @@
 """The entries of a range of features on the rows of a split, each with numbers of its row."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 
 from .features import SPLIT_CODES, FeatureActivations
 
+MOST_HELD = 1 << 24
+"""Entries of one feature that are read at once, some 800 MB while they are sorted; of more, a few megabytes."""
 _ROWS_AT_ONCE = 1 << 24  # 64 MB of labels
 
 Array = NDArray[Any]
@@ -43,9 +46,26 @@ class SplitEntries:
         return SplitEntries(self.first, before[self.indptr], self.row[kept], self.value[kept])
 
 
+def is_held_whole(features: FeatureActivations, first: int, stop: int) -> bool:
+    """Whether the entries of some features are read at once: those of one feature may be too many."""
+    return stop - first > 1 or features.n_entries(first, stop) <= MOST_HELD
+
+
 def entries_of_split(features: FeatureActivations, first: int, stop: int, split: str) -> SplitEntries:
     """Read the features `[first, stop)` on the rows of a split."""
-    entries = SplitEntries(first, *features.feature_range(first, stop))
+    return _of_split(features, SplitEntries(first, *features.feature_range(first, stop)), split)
+
+
+def pieces_of_split(features: FeatureActivations, first: int, stop: int, split: str) -> Iterator[SplitEntries]:
+    """The same, a few megabytes at a time where it is one feature with too many entries to hold."""
+    if is_held_whole(features, first, stop):
+        yield entries_of_split(features, first, stop, split)
+        return
+    for row, value in features.feature_pieces(first):
+        yield _of_split(features, SplitEntries(first, np.array([0, len(row)]), row, value), split)
+
+
+def _of_split(features: FeatureActivations, entries: SplitEntries, split: str) -> SplitEntries:
     if split == "all":
         return entries
     start_row, stop_row = features.row_range(split)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,25 @@ def parts_of(folder: Path) -> dict[str, Callable[[], object]]:
     """Each part by name: what is timed."""
     features = open_features(folder)
     n_rows, d_sae = features.n_rows, features.d_sae
-    rng = np.random.default_rng(3)
-    top_value = -np.sort(-rng.random((d_sae, 20), np.float32), axis=1)
-    top_label = rng.integers(0, N_CLASSES, (d_sae, 20)).astype(np.int32)
     reporter = Reporter()
+
+    @cache
+    def top() -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(3)
+        value = -np.sort(-rng.random((d_sae, 20), np.float32), axis=1)
+        return value, rng.integers(0, N_CLASSES, (d_sae, 20)).astype(np.int32)
+
+    @cache
+    def directions() -> torch.Tensor:
+        return torch.randn(d_sae // 4, NEAREST_D, generator=torch.Generator().manual_seed(0))
+
+    @cache
+    def top_entropy() -> np.ndarray:
+        return label_entropy(*top(), min_labelled=10)[0]
+
+    def by_chance() -> object:
+        per_class = np.full(N_CLASSES, 500)
+        return entropy_null(*top(), top_entropy(), per_class, n_draws=200, seed=0)
 
     def numpy_pass() -> object:
         out = np.zeros((3, d_sae))
@@ -146,25 +162,19 @@ def parts_of(folder: Path) -> dict[str, Callable[[], object]]:
                 features, path, split="all", task_bytes=TASK_BYTES, compute=compute, reporter=reporter
             )
 
-    directions = torch.randn(d_sae // 4, NEAREST_D, generator=torch.Generator().manual_seed(0))
-
     def nearest_matmul() -> object:
-        return [float((block @ directions.T)[0, 0]) for block in directions.split(512)]
+        return [float((block @ directions().T)[0, 0]) for block in directions().split(512)]
 
-    entropy = label_entropy(top_value, top_label, min_labelled=10)[0]
-    per_class = np.full(N_CLASSES, 500)
     return {
         "a plain numpy pass": numpy_pass,
         "counting, histograms, top 20, L0": counting,
-        "label entropy, 20 rows": lambda: label_entropy(top_value, top_label, min_labelled=10),
-        "label entropy by chance, 200 draws": lambda: entropy_null(
-            top_value, top_label, entropy, per_class, n_draws=200, seed=0
-        ),
+        "label entropy, 20 rows": lambda: label_entropy(*top(), min_labelled=10),
+        "label entropy by chance, 200 draws": by_chance,
         "samples and labels of all firings": of_firings,
         "L0 without the ULD cluster": without_uld,
         "co-firing, 32 partners": partners,
         f"monosemanticity, {EMBEDDING_DIM} dimensions": alike,
-        f"32 nearest of {d_sae // 4:,}, d = {NEAREST_D:,}": lambda: nearest_features(directions, 32),
+        f"32 nearest of {d_sae // 4:,}, d = {NEAREST_D:,}": lambda: nearest_features(directions(), 32),
         "   the bare matmul of that": nearest_matmul,
     }
 

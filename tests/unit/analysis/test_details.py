@@ -133,6 +133,26 @@ def test_samples_stand_around_their_quantiles_and_labels_count_every_firing_row(
     assert np.isnan(stored.array("labels/effective_n")[1])
 
 
+def test_features_with_too_many_firing_rows_to_hold_have_the_same_details(write_features, tmp_path, monkeypatch):
+    f, labels = hard_data(1500, 5)
+    f[:, 3] = np.where(np.isnan(f[:, 3]), np.nan, np.exp(np.random.default_rng(8).normal(0, 1, 1500)))
+    path = write_features(f, labels, split=np.arange(1500) % 3 // 2 + 1)
+    np.save(tmp_path / "e.npy", np.random.default_rng(2).standard_normal((1500, 4)).astype(np.float32))
+    for split in ("all", "train"):
+        options = StatsOptions(task_bytes=4000, split=split, embeddings=str(tmp_path / "e.npy"), cofiring=0)
+        _, whole, _ = details_of(path, options, tmp_path, name=f"whole-{split}")
+        with monkeypatch.context() as patch:
+            patch.setattr(split_entries, "MOST_HELD", 100)
+            patch.setattr("thresher.analysis.features._BLOCK_ENTRIES", 300)
+            _, pieces, _ = details_of(path, options, tmp_path, name=f"pieces-{split}")
+        assert whole.array("labels/n_labelled")[3] > 700
+        for name, array in whole._group.members(max_depth=None):
+            if isinstance(array, zarr.Array) and array.dtype.kind == "f":
+                np.testing.assert_allclose(array[:], pieces.array(name)[:], rtol=1e-6, atol=1e-6, err_msg=name)
+            elif isinstance(array, zarr.Array):
+                np.testing.assert_array_equal(array[:], pieces.array(name)[:], err_msg=name)
+
+
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_few_rows_have_details_too(write_features, tmp_path, n):
     f, labels = np.zeros((n, 3)), np.zeros(n, int)
