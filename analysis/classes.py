@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..progress import Reporter
 from ..store.errors import StoreError
 from ..store.files import FolderLock, write_all_atomically
+from ..train.run_dir import open_run
 from .class_structure import ClassStructure, class_structures
 from .classes_options import ClassesOptions
 from .features import FeatureActivations, open_features
@@ -146,6 +147,7 @@ def classes(
     if label is None:
         for name in (CLASSES_TSV, FEATURES_TSV, PAIRS_TSV):
             refuse_existing(run_path / name, overwrite=options.overwrite)
+    open_run(run_path)  # which says so where there is none
     features, stored = open_features(run_path), open_statistics(run_path)
     statistics = stored.statistics
     if stored.summary.get("sae_sha256") != features.info.sae_sha256 or statistics.d_sae != features.d_sae:
@@ -206,7 +208,6 @@ def _chosen(label: str, names: dict[int, str], rows_of: dict[int, int]) -> int:
 def _names(features: FeatureActivations, run_path: Path, reporter: Reporter) -> dict[int, str]:
     """Names of the classes, where the store that was encoded can be read."""
     from ..store.reader import open_store
-    from ..train.run_dir import open_run
 
     info = features.info
     place = info.store
