@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .store.format import Site
     from .store.reader import ActivationStore, open_store
     from .train.activation_loader import ActivationLoader
-    from .train.member import TrainResult
     from .train.models import SparseAutoencoder, load_sae
     from .train.options import TrainOptions
+    from .train.outcome import TrainResult
     from .train.run_dir import Run, open_run
 
 __all__ = [

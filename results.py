@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .store.verify import VerifyReport
     from .train.hub import PushResult
     from .train.interchange import ExportResult, ImportResult
-    from .train.loop import TrainResult
+    from .train.outcome import TrainResult
     from .train.sweep import SweepResult
 
 _LISTED_FAILURES = 3  # `sweep` names them all

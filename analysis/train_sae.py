@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import Reporter
-from ..train.loop import TrainResult, train
+from ..train.loop import train
+from ..train.outcome import TrainResult
 from ..train.recipes import resolve_options, resumed_options
 from .spliced_training import splicer
 

@@ -21,8 +21,9 @@ from ..store.reader import ActivationArray, ActivationStore, open_store
 from .configuration import check_resumable, choose_site, choose_target, describe_run
 from .loader import BatchLoader
 from .logs import require_loggers
-from .member import Member, Source, TrainingStopped, TrainResult
+from .member import Member, Source
 from .options import TrainOptions
+from .outcome import TrainingStopped, TrainResult, finished_result
 from .precision import check_precision
 from .ranks import ALONE, Ranks
 from .resources import Size, check_space, disk_bytes, memory_bytes
@@ -178,7 +179,7 @@ def train_together(
         if all(run.is_finished for run in runs.values()):
             for path, options in members.items():
                 reporter.say(f"{path} is finished: {options.steps:,} steps. Nothing to resume.")
-            return [_finished_result(run) for run in runs.values()], []
+            return [finished_result(run) for run in runs.values()], []
         loader = BatchLoader(
             arrays,
             batch_size=first.batch_size,
@@ -279,7 +280,7 @@ class _Training:
         self._sweep = sweep
         for path, run in runs.items():
             if run.is_finished:
-                self._results[path] = _finished_result(run)
+                self._results[path] = finished_result(run)
                 continue
             try:
                 self._members[path] = Member(run, members[path], sources[path], loader, device, ranks, spliced)
@@ -447,23 +448,3 @@ class _Training:
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on a GPU or on the CPU, where torch has no error of its own for it."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-
-
-def _finished_result(run: Run) -> TrainResult:
-    options = run.options
-    logged = [record for record in run.metrics() if record["split"] == "train"]
-    return TrainResult(
-        run_path=run.path,
-        site=run.site,
-        d_in=run.d_in,
-        d_sae=run.d_sae,
-        steps=options.steps,
-        rows=options.steps * options.batch_size,
-        passes=run.config["passes"],
-        n_dead=logged[-1].get("n_dead") if logged else None,
-        dead_after_rows=options.dead_after_rows,
-        held_out=None,
-        seconds=0.0,
-        rows_per_s=float("nan"),
-        was_finished=True,
-    )

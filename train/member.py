@@ -4,14 +4,12 @@ import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..store.errors import StoreError
-from ..store.format import Site
 from ..store.reader import ActivationArray
 from .checkpoint import TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint
 from .coherence import decoder_coherence
@@ -25,6 +23,7 @@ from .models import BatchTopKSae, SparseAutoencoder
 from .objective import Objective
 from .optimiser import AdamSettings, UnitNormAdam, gradient_norm, learning_rate
 from .options import TrainOptions
+from .outcome import TrainingStopped, TrainResult, missed_target
 from .penalty import SparsityPenalty
 from .precision import float32_matmuls
 from .ranks import Ranks
@@ -37,47 +36,6 @@ SAMPLE_ROWS = 15_360
 """Rows that the scaling and the starting decoder bias are taken from: the post's buffer of 15 batches."""
 
 _RESAMPLING_ROWS = 16_384  # of which those that are reconstructed worst give dead features a new direction
-_OFF_TARGET = 0.1
-
-
-class TrainingStopped(StoreError):
-    """A run that ended before its last step, with what to do next."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training run made.
-
-    Parameters
-    ----------
-    held_out
-        Numbers on held-out rows; None where the store has none, or a finished run was asked to resume.
-    spliced
-        What the tower scores with the SAE spliced in, as metrics.jsonl holds it; None where no images were given.
-    rows_per_s
-        Training rows a second, over the steps of this process; NaN where it took none.
-    n_dead
-        Features that did not fire on the last `dead_after_rows` training rows; 0 in a run of no more rows than that,
-        None where a finished run has lost its metrics.
-    missed_target
-        What to tell the user where a target L0 was not held; None where it was, or none was asked for.
-    """
-
-    run_path: Path
-    site: Site
-    d_in: int
-    d_sae: int
-    steps: int
-    rows: int
-    passes: float
-    n_dead: int | None
-    dead_after_rows: int
-    held_out: ReconstructionResult | None
-    seconds: float
-    rows_per_s: float
-    was_finished: bool = False
-    missed_target: str | None = None
-    spliced: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -443,27 +401,3 @@ class Member:
         """Close its log."""
         with suppress(OSError):
             self.log.close()
-
-
-def missed_target(
-    run_path: Path, target: float | None, held_out: ReconstructionResult | None, trained_l0: float
-) -> str | None:
-    """What to tell the user where the L0 on held-out rows is more than a tenth off its target; else None.
-
-    Parameters
-    ----------
-    trained_l0
-        Of the last batches.
-    """
-    if target is None or held_out is None or abs(held_out.l0.mean / target - 1) <= _OFF_TARGET:
-        return None
-    if abs(trained_l0 / target - 1) <= _OFF_TARGET:
-        return (
-            f"{run_path}: --target-l0 {target:g} was held in training, where L0 is {trained_l0:.1f}, but it is "
-            f"{held_out.l0.mean:.1f} on held-out rows: the SAE has fitted its training rows. Harvest more images, or "
-            "train on fewer --rows."
-        )
-    return (
-        f"{run_path}: --target-l0 {target:g} was not held, L0 is {held_out.l0.mean:.1f} on held-out rows: train on "
-        "more --rows, or with a higher --lr."
-    )

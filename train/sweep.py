@@ -13,8 +13,8 @@ from ..store.files import FolderLock, write_atomically
 from ..store.objects import open_objects
 from .combinations import expand, one_value_wanted
 from .loop import Failure, train_together
-from .member import TrainResult
 from .options import FREE_ON_RESUME
+from .outcome import TrainResult
 from .ranks import ALONE, Ranks
 from .run_dir import SWEEP, is_run, make_folder, remove, remove_run
 from .spliced import Splicer

@@ -9,8 +9,8 @@ from thresher.store.format import Site
 from thresher.store.part_check import Problem
 from thresher.store.verify import VerifyReport, verify_store
 from thresher.train.l0 import L0Summary
-from thresher.train.loop import TrainResult
 from thresher.train.metrics import ReconstructionResult
+from thresher.train.outcome import TrainResult
 
 
 def trained(**changes) -> TrainResult:

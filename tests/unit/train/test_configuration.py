@@ -21,8 +21,9 @@ from thresher.store.parts import add_part, next_part
 from thresher.store.reader import open_store
 from thresher.store.writer import create_store
 from thresher.train.configuration import is_training_store, require_training_store
-from thresher.train.loop import TrainingStopped, train
+from thresher.train.loop import train
 from thresher.train.options import TrainOptions
+from thresher.train.outcome import TrainingStopped
 from thresher.train.run_dir import open_run
 
 OPTIONS = TrainOptions(

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from thresher import results
 from thresher.store.errors import DamagedStoreError, StoreError
 from thresher.train import member
-from thresher.train.loop import TrainingStopped, train
+from thresher.train.loop import train
 from thresher.train.options import TrainOptions
+from thresher.train.outcome import TrainingStopped
 from thresher.train.run_dir import open_run
 
 OPTIONS = TrainOptions(k=4, expansion=2, warmup=2, batch_size=64, rows=64 * 6, device="cpu", checkpoint_every=2)

@@ -12,8 +12,9 @@ import pytest
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 from thresher.train.logs import scalars
-from thresher.train.loop import TrainingStopped, train
+from thresher.train.loop import train
 from thresher.train.options import TrainOptions
+from thresher.train.outcome import TrainingStopped
 from thresher.train.run_dir import open_run
 from thresher.train.sweep import train_sweep
 

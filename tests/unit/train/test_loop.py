@@ -17,8 +17,9 @@ from thresher.store.errors import StoreError
 from thresher.store.files import FolderLock
 from thresher.store.format import Site
 from thresher.store.reader import open_store
-from thresher.train.loop import TrainingStopped, train
+from thresher.train.loop import train
 from thresher.train.options import TrainOptions
+from thresher.train.outcome import TrainingStopped
 from thresher.train.recipes import resolve_options, resumed_options
 from thresher.train.run_dir import open_run
 

@@ -9,11 +9,11 @@ import torch
 from thresher.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from thresher.train.initialise import new_sae
 from thresher.train.l0 import L0Summary
-from thresher.train.member import missed_target
 from thresher.train.metrics import ReconstructionResult
 from thresher.train.objective import Objective
 from thresher.train.optimiser import AdamSettings, UnitNormAdam, learning_rate
 from thresher.train.options import TrainOptions
+from thresher.train.outcome import missed_target
 from thresher.train.penalty import SparsityPenalty
 from thresher.train.step import compute_step
 

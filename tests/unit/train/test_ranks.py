@@ -11,8 +11,8 @@ from thresher.store.errors import StoreError
 from thresher.store.format import Site
 from thresher.train import member
 from thresher.train.loop import train, train_together
-from thresher.train.member import TrainingStopped
 from thresher.train.options import TrainOptions
+from thresher.train.outcome import TrainingStopped
 from thresher.train.ranks import ALONE, DistributedRanks, OneProcess, joined_ranks
 from thresher.train.run_dir import open_run
 from trained_alike import BASE, SETTINGS, STEPS, digest, in_float64, keeping_states

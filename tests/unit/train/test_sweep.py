@@ -14,8 +14,9 @@ from thresher.store.errors import StoreError
 from thresher.store.files import FolderLock
 from thresher.store.format import Site
 from thresher.train.combinations import expand
-from thresher.train.loop import TrainingStopped, train
+from thresher.train.loop import train
 from thresher.train.member import Member
+from thresher.train.outcome import TrainingStopped
 from thresher.train.recipes import resolve_options
 from thresher.train.run_dir import open_run
 from thresher.train.sweep import train_sweep
