@@ -21,6 +21,7 @@ from .options import TrainOptions
 
 TENSORBOARD, WANDB = "tensorboard", "wandb"
 _TOLD = f"{WANDB}/thresher.json"
+_NOT_IN_PROJECTS = "/\\#?%:"  # W&B's own rule, which it tells only after the run is made
 
 
 class Logger(Protocol):
@@ -39,7 +40,7 @@ def require_loggers(options: TrainOptions) -> None:
     Raises
     ------
     ValueError
-        Where a package is not installed.
+        Where a package is not installed, or W&B takes no project of that name.
     StoreError
         Where W&B is to be reached and knows no login.
     """
@@ -48,6 +49,8 @@ def require_loggers(options: TrainOptions) -> None:
             raise ValueError(
                 f"--{package} needs the package {package}, which is not installed: pip install 'thresher[{package}]'"
             )
+    if options.wandb is not None and set(options.wandb) & set(_NOT_IN_PROJECTS):
+        raise ValueError(f"--wandb {options.wandb}: the name of a W&B project holds none of {_NOT_IN_PROJECTS}")
     if options.wandb is not None and os.environ.get("WANDB_MODE", "online") in ("online", "shared"):
         import wandb
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError
+from thresher.train import logs
 from thresher.train.logs import scalars
 from thresher.train.loop import train
 from thresher.train.options import TrainOptions
@@ -217,3 +218,10 @@ def test_a_package_that_is_missing_is_one_line_before_anything_is_written(
     ):
         train(replace(OPTIONS, **changes), small_store, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("project", ["team/project", "what?", "100%"])
+def test_a_project_that_wandb_would_refuse_is_refused_before_anything_is_written(project, monkeypatch):
+    monkeypatch.setattr(logs, "find_spec", lambda _: True)
+    with pytest.raises(ValueError, match=r"the name of a W&B project holds none of /\\#\?%:"):
+        logs.require_loggers(TrainOptions(wandb=project))
