@@ -444,3 +444,32 @@ def test_a_transcoder_is_measured_against_what_it_reconstructs(make_store, make_
     assert result.quality["all"].explained_variance == pytest.approx(1 - error[valid].sum() / sst, rel=1e-5)
     assert features.info.target_site == "layers/2/mlp_out/cls"
     assert features.info.precision == precision
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", ["zeros", "one row", "all dead", "all fire", "ties"])
+def test_borderline_rows_and_weights_equal_the_dense_encoder(make_store, make_run, dense, case, precision):
+    rows = np.random.default_rng(0).standard_normal((70, 8))
+    rows[[0, 33, 69]] = 0
+    rows = {"one row": rows[:1], "ties": np.tile(rows[1], (70, 1))}.get(case, rows)
+    run = make_run(make_store(rows=rows, n=len(rows), dtype="float32").path, k=5 if case == "ties" else None)
+    run.sae.b_enc[:] = {"all dead": -1e4, "all fire": 1e3}.get(case, run.sae.b_enc)
+    if case == "ties":
+        run.sae.encoder[10:20] = run.sae.encoder[9]
+        run.sae.b_enc[9:20] = run.sae.b_enc[9] + 3
+    run.sae.save(run.path / "sae.safetensors")
+    result = encode(run.path, EncodeOptions(block_rows=32, tile_features=7, precision=precision))
+    features, expected = open_features(run.path), dense(run)
+    f = expected["f"]
+    if case == "ties":  # of equal features the lowest are kept: float64 numpy keeps every one that ties
+        order = np.argsort(-f.round(9), axis=1, kind="stable")[:, :5]
+        f = np.zeros_like(f)
+        np.put_along_axis(f, order, np.take_along_axis(expected["f"], order, 1), 1)
+    np.testing.assert_allclose(_to_dense(features), f, rtol=1e-5, atol=2e-5)
+    np.testing.assert_array_equal(_by_feature_to_dense(features), _to_dense(features))
+    assert result.nnz == (f > 0).sum()
+    zero = np.linalg.norm(expected["x"], axis=1) == 0
+    cosine = features.row_numbers("cosine", 0, len(rows))
+    assert np.isnan(cosine[zero]).all()
+    if case == "all dead":
+        assert result.mean_l0 == 0
