@@ -121,8 +121,10 @@ def class_structures(
             for label, n in zip(*np.unique(class_of[index[first_of_row]], return_counts=True), strict=True):
                 covered[int(label)] = covered.get(int(label), 0) + int(n)
             task.advance(len(block.labels))
+        pairs = meets.by_class(class_of)
         groups = {
-            label: _grouped(own[class_of[own] == label], active, meets) for label in np.unique(class_of[own]).tolist()
+            label: _grouped(own[class_of[own] == label], active, pairs.get(label, []))
+            for label in np.unique(class_of[own]).tolist()
         }
         is_part = np.zeros(features.d_sae, bool)
         for group in groups.values():
@@ -153,7 +155,7 @@ def class_structures(
                 )
                 for feature, found in group.items()
             ],
-            overlaps=[Overlap(a, b, n) for a, b, n in meets.among(list(group))],
+            overlaps=pairs.get(label, []),
         )
         for label, group in groups.items()
     ]
@@ -190,17 +192,13 @@ class _PairCounts:
         self._key, place = np.unique(np.concatenate([self._key, keys]), return_inverse=True)
         self._n = np.bincount(place, np.concatenate([self._n, n])).astype(np.int64)
 
-    def get(self, a: int, b: int) -> int:
-        """Rows on which both fire."""
-        key = min(a, b) * self._d_sae + max(a, b)
-        place = int(np.searchsorted(self._key, key))
-        return int(self._n[place]) if place < len(self._key) and self._key[place] == key else 0
-
-    def among(self, features: list[int]) -> list[tuple[int, int, int]]:
-        """Pairs of some features that meet."""
+    def by_class(self, class_of: Ints) -> dict[int, list[Overlap]]:
+        """The pairs that met, by the class that both are own features of."""
         a, b = np.divmod(self._key, self._d_sae)
-        of = np.isin(a, features) & np.isin(b, features)
-        return list(zip(a[of].tolist(), b[of].tolist(), self._n[of].tolist(), strict=True))
+        found: dict[int, list[Overlap]] = {}
+        for label, *pair in zip(class_of[a].tolist(), a.tolist(), b.tolist(), self._n.tolist(), strict=True):
+            found.setdefault(label, []).append(Overlap(*pair))
+        return found
 
 
 @dataclass(frozen=True)
@@ -210,26 +208,30 @@ class _Found:
     is_part: bool
 
 
-def _grouped(own: Ints, active: Ints, meets: _PairCounts) -> dict[int, _Found]:
+def _grouped(own: Ints, active: Ints, pairs: list[Overlap]) -> dict[int, _Found]:
     """Group, container and kind of each own feature of one class, by falling rows."""
+    met: dict[int, dict[int, int]] = {feature: {} for feature in own.tolist()}
+    for pair in pairs:
+        met[pair.a][pair.b] = met[pair.b][pair.a] = pair.n_both
     order = own[np.lexsort((own, -active[own]))].tolist()
+    place = {feature: i for i, feature in enumerate(order)}
+    rows = {feature: int(active[feature]) for feature in order}
     leader_of: dict[int, int] = {}
-    leaders: list[int] = []
+    inside: dict[int, int] = {}
     for feature in order:
-        for leader in leaders:
-            both = meets.get(feature, leader)
-            if both and both >= SAME * (int(active[feature]) + int(active[leader]) - both):
-                leader_of[feature] = leader
-                break
-        else:
-            leaders.append(feature)
-            leader_of[feature] = feature
-    inside = dict.fromkeys(leaders, -1)
-    for place, leader in enumerate(leaders):
-        for wider in reversed(leaders[:place]):  # the smallest first
-            both = meets.get(leader, wider)
-            if both and active[wider] > active[leader] and both >= INSIDE * active[leader]:
-                inside[leader] = wider
-                break
+        earlier = sorted((other for other in met[feature] if other in inside), key=place.__getitem__)
+        doubled = (
+            other
+            for other in earlier
+            if met[feature][other] >= SAME * (rows[feature] + rows[other] - met[feature][other])
+        )
+        leader_of[feature] = next(doubled, feature)
+        if leader_of[feature] == feature:
+            holding = (
+                other
+                for other in reversed(earlier)  # the smallest first
+                if rows[other] > rows[feature] and met[feature][other] >= INSIDE * rows[feature]
+            )
+            inside[feature] = next(holding, -1)
     holds = set(inside.values())
     return {feature: _Found(leader, inside[leader], leader not in holds) for feature, leader in leader_of.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .stored_statistics import StoredStatistics, open_statistics
 
 CLASSES_TSV, FEATURES_TSV, PAIRS_TSV = "classes.tsv", "class_features.tsv", "class_pairs.tsv"
 _PAIRS_AT_ONCE = 1 << 20
+_ALL_PAIRS_OF = 50
 
 Ints = NDArray[np.int64]
 
@@ -104,20 +106,23 @@ class Classes:
 
 
 def overlaps(found: Classes, s: ClassStructure) -> Iterator[dict[str, Any]]:
-    """Each pair of own features of a class: rows together, Jaccard, rows together by chance, decoder cosine."""
+    """Pairs of own features of a class: rows together, Jaccard, rows together by chance, decoder cosine.
+
+    Those that meet on no row are left out where a class has more than 50 own features.
+    """
     both = {(o.a, o.b): o.n_both for o in s.overlaps}
-    own = sorted(s.features, key=lambda f: f.feature)
-    for place, first in enumerate(own):
-        for second in own[place + 1 :]:
-            n = both.get((first.feature, second.feature), 0)
-            yield {
-                "a": first.feature,
-                "b": second.feature,
-                "n_both": n,
-                "expected": first.n_class * second.n_class / s.n_rows,
-                "jaccard": n / (first.n_class + second.n_class - n),
-                "decoder_cosine": found.cosine(first.feature, second.feature),
-            }
+    rows = {f.feature: f.n_class for f in sorted(s.features, key=lambda f: f.feature)}
+    pairs = combinations(rows, 2) if len(rows) <= _ALL_PAIRS_OF else sorted(both)
+    for a, b in pairs:
+        n = both.get((a, b), 0)
+        yield {
+            "a": a,
+            "b": b,
+            "n_both": n,
+            "expected": rows[a] * rows[b] / s.n_rows,
+            "jaccard": n / (rows[a] + rows[b] - n) if n else 0.0,
+            "decoder_cosine": found.cosine(a, b),
+        }
 
 
 def classes(

@@ -53,8 +53,8 @@ def _one(found: Classes, label: int) -> list[str]:
     s = found.structures[0]
     parts = ", ".join(f"{leader} ({n / s.n_rows:.1%})" for leader, n in list(s.parts.items())[:10])
     return [
-        f"{head}: {s.n_rows:,} rows; its {len(s.features):,} own features cover {s.n_covered / s.n_rows:.1%}.",
-        f"What divides them: {len(s.parts):,} parts, {s.effective_parts:.1f} effective; of {parts}"
+        f"{head}: {s.n_rows:,} rows, {_count(len(s.features), 'own feature')}, {s.n_covered / s.n_rows:.1%} covered.",
+        f"What divides them: {_count(len(s.parts), 'part')}, {s.effective_parts:.1f} effective: {parts}"
         f"{', ...' if len(s.parts) > 10 else ''}.",
         *_features(found, s),
         *_overlaps(found, s),
@@ -137,6 +137,10 @@ def _pairs(found: Classes, shared: list[SharedFeatures]) -> list[str]:
 
 def _indented(header: list[str], rows: list[list[str]]) -> list[str]:
     return [f"  {line}".rstrip() for line in table_lines(header, rows)]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _cut(name: str) -> str:

@@ -68,7 +68,7 @@ def test_a_class_of_three_kinds_comes_out_as_three_parts(planted):
     assert [own[j].inside for j in (0, 1, 2)] == [4, 4, -1]  # of the third kind 15 of 20, three quarters, are of 4
     assert own[0].n_strongest + own[3].n_strongest == 20
     text = format_classes(found)
-    assert "dog (all rows): 60 rows; its 5 own features cover 100.0%" in text
+    assert "dog (all rows): 60 rows, 5 own features, 100.0% covered." in text
     assert "3 parts, 3.0 effective" in text
     assert "No class shares features with dog." in text
 
