@@ -286,6 +286,7 @@ def of_statistics(result: "StatsResult") -> str:
     for name in ("explained_variance", "explained_energy", "mse", "normalized_mse", "l1"):
         if s.get(name) is not None:
             lines.append((name.replace("_", " "), _short(s[name]) + _interval(s, name)))
+    lines += _of_uld_in_l0(s)
     lines.append(("label entropy", _entropy(result)))
     uld = s["uld"]
     lines.append(
@@ -303,6 +304,16 @@ def of_statistics(result: "StatsResult") -> str:
     return "\n".join(part for part in (head, table(lines), tail) if part)
 
 
+def _of_uld_in_l0(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """L0 without the ULD cluster, and how much of the row with the largest L0 is of the cluster."""
+    l0, row = s["l0_without_uld"], s["max_l0_row_uld"]
+    if l0 is None:
+        return []
+    shown = f"mean {_short(l0['mean'])}, median {_short(l0['median'])}, p99 {_short(l0['p99'])}, max {l0['max']}"
+    largest = f"row {row['row']:,} has the largest L0, {row['l0']:,}, of which {row['n_uld']:,} are of the ULD cluster"
+    return [("L0 without ULD", f"{shown}; {largest}")]
+
+
 def _entropy(result: "StatsResult") -> str:
     import numpy as np
 
@@ -310,7 +321,11 @@ def _entropy(result: "StatsResult") -> str:
     defined = entropy[~np.isnan(entropy)]
     if not len(defined):
         return "undefined for every feature: too few labelled rows"
-    return f"median {np.median(defined):.2f} nats over the {len(defined):,} features where it is defined"
+    text = f"median {np.median(defined):.2f} nats over the {len(defined):,} features where it is defined"
+    null = result.summary["details"].get("null")
+    if null is None:
+        return text
+    return f"{text}; for {null['n_at_least_p']:,} lower than under every one of {null['n_draws']} random labellings"
 
 
 def _quality(ev: float, energy: float, mse: float, normalized: float, l1: float) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from PIL import Image
+from thresher import results
 from thresher.analysis.encode import encode
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.stats import dense_statistics, stats
@@ -89,6 +90,19 @@ def test_stats_zarr_has_the_arrays_of_the_format(encoded_run):
     assert math.isnan(group["mean_top"][3])
     assert group["n_active"][3] == 0
     assert set(group["top_row"][3].tolist()) == {-1}
+
+
+def test_what_is_printed_has_the_entropy_by_chance_and_l0_without_the_cluster(encoded_run):
+    result = stats(encoded_run.path, replace(QUICK, min_labelled=2))
+    null = result.summary["details"]["null"]
+    printed = results.of_statistics(result)
+    assert f"for {null['n_at_least_p']} lower than under every one of 200 random labellings" in printed
+    assert "L0 without ULD" not in printed
+    l0 = {"mean": 20.0, "median": 19.0, "p99": 35.0, "max": 40}
+    row = {"row": 1234, "l0": 6458, "n_uld": 6420}
+    with_cluster = replace(result, summary=result.summary | {"l0_without_uld": l0, "max_l0_row_uld": row})
+    line = "max 40; row 1,234 has the largest L0, 6,458, of which 6,420 are of the ULD cluster"
+    assert line in results.of_statistics(with_cluster)
 
 
 def test_stored_statistics_read_back_as_they_were(encoded_run):
