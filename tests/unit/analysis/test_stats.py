@@ -11,6 +11,7 @@ import pytest
 import zarr
 from PIL import Image
 from thresher import results
+from thresher.analysis import stored_statistics
 from thresher.analysis.encode import encode
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.stats import dense_statistics, stats
@@ -90,6 +91,17 @@ def test_stats_zarr_has_the_arrays_of_the_format(encoded_run):
     assert math.isnan(group["mean_top"][3])
     assert group["n_active"][3] == 0
     assert set(group["top_row"][3].tolist()) == {-1}
+
+
+def test_every_array_of_stats_zarr_is_described(encoded_run, tmp_path):
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).standard_normal((300, 4)))
+    stats(encoded_run.path, replace(QUICK, min_labelled=1, embeddings=str(tmp_path / "e.npy")))
+    members = zarr.open_group(str(encoded_run.path / "stats.zarr"), mode="r").members(max_depth=None)
+    for name in (name for name, member in members if isinstance(member, zarr.Array)):
+        group, _, last = name.rpartition("/")
+        (line, *_) = [line for line in stored_statistics.__doc__.splitlines() if line.strip().startswith(group or last)]
+        lines = [each for each in stored_statistics.__doc__.splitlines() if f"{group}/" in each] if group else [line]
+        assert any(last in each for each in lines), name
 
 
 def test_what_is_printed_has_the_entropy_by_chance_and_l0_without_the_cluster(encoded_run):
