@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import google_crc32c
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,7 +23,7 @@ from .penalty import SparsityPenalty
 from .ranks import Ranks
 
 _METADATA_KEY = "thresher"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 
 
 @dataclass
@@ -71,8 +72,11 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{state.step:010d}.safetensors"
     temporary = folder / ".checkpoint.tmp"
-    record = {"format_version": _FORMAT_VERSION, "step": state.step, "adam_steps": state.adam.n_steps}
     tensors = {name: tensor.cpu() for name, tensor in state.tensors().items()}
+    record = {
+        **{"format_version": _FORMAT_VERSION, "step": state.step, "adam_steps": state.adam.n_steps},
+        "crc32c": _crc32c(tensors),
+    }
     try:
         save_file(tensors, temporary, {_METADATA_KEY: json.dumps(record, sort_keys=True)})
     except SafetensorError as error:  # how safetensors reports a full disk
@@ -88,6 +92,14 @@ def save_checkpoint(folder: Path, state: TrainingState) -> Path:
         if other != path:
             other.unlink()
     return path
+
+
+def _crc32c(tensors: dict[str, Tensor]) -> int:
+    """Of the bytes of all tensors, in order of their names."""
+    checksum = 0
+    for _, tensor in sorted(tensors.items()):
+        checksum = google_crc32c.extend(checksum, tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return checksum
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -110,12 +122,16 @@ def load_checkpoint(path: Path, state: TrainingState, n_steps: int) -> None:
                 raise ValueError(f"it is of version {version}, and this thresher reads {_FORMAT_VERSION}")
             if not all(isinstance(n, int) and 0 <= n <= n_steps for n in steps):
                 raise ValueError(f"it is of step {steps[0]}, and the run has {n_steps}")
+            found = {name: file.get_tensor(name) for name in state.tensors()}
             for name, tensor in state.tensors().items():
-                saved = file.get_tensor(name)
+                saved = found[name]
                 if (saved.shape, saved.dtype) != (tensor.shape, tensor.dtype):
                     was, wanted = (f"{tuple(t.shape)} {t.dtype}" for t in (saved, tensor))
                     raise ValueError(f"{name} is {was}, not {wanted}")
-                tensor.copy_(saved)
+            if _crc32c(found) != record["crc32c"]:
+                raise ValueError("its bytes are not those that were written: their checksum differs")
+            for name, tensor in state.tensors().items():
+                tensor.copy_(found[name])
             state.step, state.adam.n_steps = steps
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = f"it holds no {error}" if isinstance(error, KeyError) else error

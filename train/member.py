@@ -276,7 +276,9 @@ class Member:
         options, step = self.options, self.state.step
         if step == options.steps:
             return
-        if options.eval_every and step % options.eval_every == 0:
+        # What an SAE costs its tower falls within the first tens of steps.
+        is_early = self._spliced is not None and step < options.eval_every and step.bit_count() == 1
+        if is_early or (options.eval_every and step % options.eval_every == 0):
             self.evaluate()
         if options.checkpoint_every and step % options.checkpoint_every == 0:
             self.checkpoint()

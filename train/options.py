@@ -183,7 +183,7 @@ class TrainOptions:
     eval_rows: int = option("Most held-out rows to evaluate on; 0 for all.", default=16_384)
     images: str | None = option(
         "Labelled images, as for `harvest`: each evaluation splices the SAE into the store's tower and scores it on "
-        "those that the SAE is not trained on (contrastive loss, zero-shot accuracy).",
+        "those that the SAE is not trained on (contrastive loss, zero-shot accuracy); and after 1, 2, 4, 8 ... steps.",
         default=None,
         is_text=True,
     )

@@ -55,7 +55,7 @@ def rewrite(path: Path, change: Callable[[dict, dict], None]) -> None:
         (lambda _, record: record.update(step="2"), "it is of step 2, and the run has 6"),
         (lambda _, record: record.update(step=-1), "it is of step -1, and the run has 6"),
         (lambda _, record: record.update(step=7), "it is of step 7, and the run has 6"),
-        (lambda _, record: record.update(format_version=9), "it is of version 9, and this thresher reads 1"),
+        (lambda _, record: record.update(format_version=9), "it is of version 9, and this thresher reads 2"),
         (
             lambda tensors, _: tensors.update(rows_since_fired=tensors["rows_since_fired"].int()),
             "rows_since_fired is (48,) torch.int32, not (48,) torch.int64",
@@ -65,6 +65,7 @@ def rewrite(path: Path, change: Callable[[dict, dict], None]) -> None:
             "rows_since_fired is (5,) torch.int64, not (48,) torch.int64",
         ),
         (lambda tensors, _: tensors.pop("rows_since_fired"), "rows_since_fired"),
+        (lambda tensors, _: tensors["sae.b_dec"][3].nextafter_(torch.tensor(1.0)), "their checksum differs"),
     ],
 )
 def test_a_checkpoint_that_is_not_this_runs_is_refused_with_the_way_on(small_store, stopped, change, says):
