@@ -15,6 +15,7 @@ from .samples import entries_at, sample_ranks
 from .scheduler import Compute
 from .split_entries import SplitEntries, entries_of_split, is_held_whole, pieces_of_split, row_numbers_at
 
+_WORKING_COPIES = 4  # sorting takes ten times the bytes of the entries
 _MOST_FEATURES = 1 << 14  # a task gives back at most their samples: 10 MB at 8 rows a group
 
 Array = NDArray[Any]
@@ -52,7 +53,7 @@ def firings(
     features: FeatureActivations, spec: FiringsSpec, *, task_bytes: int, compute: Compute, reporter: Reporter
 ) -> Iterator[Firings]:
     """Samples and labels of every feature, a range of features at a time, in order."""
-    ranges = features.feature_ranges(task_bytes, _MOST_FEATURES)
+    ranges = features.feature_ranges(task_bytes // _WORKING_COPIES, _MOST_FEATURES)
     path = str(features.path.absolute())
     with reporter.task("firing rows", features.d_sae, "features") as task:
         for found in compute.each(partial(firings_of_range, path, spec), ranges):
