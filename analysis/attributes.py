@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from .sorted_runs import count_at_least, feature_runs, first_of_largest, ranges, rank_in_run, threshold_below
 
 PRECISION_AT = 20
+_CHOSEN_AT_ONCE = 64  # features whose activations are in memory: of a dense one, all rows
 _PAIRS_AT_ONCE = 4_000_000  # (activation, attribute of its row) pairs in memory: about 200 MB
 
 
@@ -303,15 +304,18 @@ def predictions(
     features: FeatureSource, has: NDArray[np.bool_], is_scored: NDArray[np.bool_], best: "_Best | AttributeScores"
 ) -> Iterator[tuple[int, Prediction]]:
     """The predictions of the chosen features on the rows `is_scored`, for each attribute that has a feature."""
-    row, index, value = features.of_features(np.unique(best.feature[best.feature >= 0]))
-    scored = is_scored[row]
-    row, index, value = row[scored], index[scored], value[scored]
-    order = np.lexsort((row, -value, index))
-    row, index, value = row[order], index[order], value[order]
-    for column in np.flatnonzero(best.feature >= 0).tolist():
-        of = slice(*np.searchsorted(index, [best.feature[column], best.feature[column] + 1]).tolist())
-        n_predicted = int((value[of] > best.threshold[column]).sum())
-        yield column, Prediction(row[of], has[row[of], column], n_predicted)
+    chosen = np.unique(best.feature[best.feature >= 0])
+    for first in range(0, len(chosen), _CHOSEN_AT_ONCE):
+        some = chosen[first : first + _CHOSEN_AT_ONCE]
+        row, index, value = features.of_features(some)
+        scored = is_scored[row]
+        row, index, value = row[scored], index[scored], value[scored]
+        order = np.lexsort((row, -value, index))
+        row, index, value = row[order], index[order], value[order]
+        for column in np.flatnonzero(np.isin(best.feature, some)).tolist():
+            of = slice(*np.searchsorted(index, [best.feature[column], best.feature[column] + 1]).tolist())
+            n_predicted = int((value[of] > best.threshold[column]).sum())
+            yield column, Prediction(row[of], has[row[of], column], n_predicted)
 
 
 def _score(

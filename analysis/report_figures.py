@@ -146,7 +146,7 @@ def loss_drawing(run_path: Path, contrastive: Mapping[str, Any]) -> Figure:
             found = contrastive["ways"][way]
             low, high = found.get("loss_interval_images") or (found["loss"], found["loss"])
             axes.plot([low, high], [place, place], color=BLUE, linewidth=2.0, solid_capstyle="butt")
-            axes.plot(found["loss"], place, "o", color=BLUE, markersize=5)
+            axes.plot(found["loss"], place, "o", color=BLUE, markersize=5, zorder=4)
             axes.annotate(
                 f"{found['loss']:.3f}",
                 (found["loss"], place),
@@ -179,7 +179,7 @@ def attributes_drawing(run_path: Path, document: Mapping[str, Any]) -> Figure:
             axes.step(
                 np.concatenate((f1, [0.0])),
                 np.concatenate((np.arange(1, len(f1) + 1), [len(f1)])),
-                where="pre",
+                where="post",
                 color=colour,
                 linestyle=style,
                 linewidth=1.6,

@@ -6,6 +6,8 @@ from typing import Any
 
 from .post import NUMBERS
 
+_FIXED = "\N{NO-BREAK SPACE}"
+
 
 @dataclass(frozen=True)
 class Beside:
@@ -47,7 +49,7 @@ def span(found: Sequence[Any] | None, *, percent: bool = False) -> str:
 
 def in_brackets(interval: str) -> str:
     """What `span` gave, to stand behind its number."""
-    return f"[{interval.replace(' to ', ', ')}]" if interval else ""
+    return f"[{interval.replace(' to ', ',' + _FIXED)}]" if interval else ""
 
 
 def bracket(found: Sequence[Any] | None, n: int = 3, *, percent: bool = False) -> str:
@@ -55,5 +57,5 @@ def bracket(found: Sequence[Any] | None, n: int = 3, *, percent: bool = False) -
     if found is None or found[0] is None:
         return ""
     if percent:
-        return f"[{100 * found[0]:.1f}, {100 * found[1]:.1f}]"
-    return f"[{found[0]:.{n}f}, {found[1]:.{n}f}]"
+        return f"[{100 * found[0]:.1f},{_FIXED}{100 * found[1]:.1f}]"
+    return f"[{found[0]:.{n}f},{_FIXED}{found[1]:.{n}f}]"
