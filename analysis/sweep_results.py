@@ -9,6 +9,7 @@ from typing import Any
 
 from ..store.errors import StoreError
 from ..store.files import write_atomically
+from ..store.outside import require_outside_stores
 from ..train.options import FREE_ON_RESUME, VARIANTS_OF, TrainOptions
 from ..train.run_dir import CONFIG, SWEEP, Run, open_run
 from ..train.sweep_dir import FIGURE, TABLE, open_sweep
@@ -119,6 +120,7 @@ def compare(paths: Sequence[Path], out: Path | None = None, *, overwrite: bool =
     if out is None:
         return comparison
     table, figure = out / TABLE, out / FIGURE
+    require_outside_stores(table, "--out")
     if not overwrite and (existing := next((path for path in (table, figure) if path.exists()), None)) is not None:
         raise StoreError(f"{existing} exists: give --overwrite to replace it, or another --out.")
     try:

@@ -233,6 +233,8 @@ class SparseAutoencoder(ABC):
         return torch.zeros_like(norm), torch.where(norm > 0, norm / self.d_in**0.5, 1.0)
 
     def _at_home(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise ValueError(f"x must be a torch tensor of shape (n, {self.d_in}); got {type(x).__name__}")
         return x.to(device=self.device, dtype=self.dtype)
 
     def centred(self, z: Tensor) -> Tensor:
@@ -372,6 +374,8 @@ def load_sae(path: Path | str, device: torch.device | str = "cpu") -> SparseAuto
 
 def _why_no_weights(run_path: Path) -> str:
     config = run_path / "config.json"
+    if (run_path / "sweep.json").exists():
+        return f"{run_path} is a sweep: name one of its runs, which `thresher sweep {run_path}` lists."
     if config.exists():
         if _is_imported(config):
             return (

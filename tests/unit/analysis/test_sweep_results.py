@@ -132,6 +132,11 @@ def test_runs_and_sweeps_are_compared_with_each_other(sweep, store, tmp_path):
         compare([tmp_path / "nowhere"])
 
 
+def test_the_table_goes_into_no_store(sweep, store):
+    with pytest.raises(StoreError, match=r"lies inside the store .*: name another --out"):
+        compare([sweep], store)
+
+
 def test_members_that_failed_or_were_never_started_are_told(sweep):
     import shutil
 

@@ -210,6 +210,17 @@ def test_activations_of_another_width_are_refused():
         make("relu").encode(torch.zeros(3, 5))
 
 
+def test_activations_that_are_no_tensor_are_refused():
+    with pytest.raises(ValueError, match=r"x must be a torch tensor of shape \(n, 6\); got list"):
+        make("relu").encode([[0.0] * 6])
+
+
+def test_a_sweep_is_told_from_a_run(tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(StoreError, match=r"is a sweep: name one of its runs, which `thresher sweep"):
+        load_sae(tmp_path)
+
+
 def test_layer_norm_is_undone_by_the_reconstruction_of_the_same_row():
     sae = make("relu", layer_norm=True)
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(0)) * 5 + 3
