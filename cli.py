@@ -49,6 +49,8 @@ def main() -> None:
     thresher classes RUN [LABEL]     what its features know of each class
     thresher evaluate RUN IMAGES     what it costs the tower on held-out images
     thresher align RUN               its features beside the tower's neurons
+    thresher attributes RUN CSV      which known attributes its features tell
+    thresher report RUN              all of it on one page; compare RUN RUN
     thresher import SRC RUN          another library's SAE; export, push, pull
 
     Layers are 0-based everywhere: layer 22 is the 23rd block.
