@@ -19,7 +19,7 @@ from .progress import ConsoleReporter
 @click.pass_context
 @edge
 def evaluate(context: click.Context, run: Path, images: tuple[str, ...], as_json: bool, quiet: bool, **_: Any) -> None:
-    """Score RUN's tower on labelled IMAGES, with its SAE in place or not.
+    """Score RUN's tower on IMAGES with its SAE in place and without.
 
     Contrastive loss and zero-shot accuracy of the tower as it is, with the SAE's reconstruction, with zeros and with
     the mean in its place; the classes that the SAE damages. The images that it was trained on are left out. They go to
