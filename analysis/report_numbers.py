@@ -89,14 +89,15 @@ def quality_tables(s: Json, post: Beside) -> list[NumberTable | Grid]:
     splits = [split for split in _SPLITS if s["quality"].get(split)]
     if splits:
         columns = [{number.name: number for number in _quality(s, split, post)} for split in splits]
+        numbers = {name: number for column in columns for name, number in column.items()}
         rows = [
             [
                 name,
-                *(f"{column[name].value} {in_brackets(column[name].interval)}".rstrip() for column in columns),
-                *([column.post or "–"] if post.is_shown else []),
-                column.definition,
+                *(_in_brackets(column.get(name)) for column in columns),
+                *([number.post or "–"] if post.is_shown else []),
+                number.definition,
             ]
-            for name, column in columns[-1].items()
+            for name, number in numbers.items()
         ]
         header = ["Number", *(f"{s['quality'][split]['n_rows']:,} {_ROWS[split]} [95 %]" for split in splits)]
         header += [*(["The post"] if post.is_shown else []), "Definition"]
@@ -111,6 +112,11 @@ def quality_tables(s: Json, post: Beside) -> list[NumberTable | Grid]:
         Grid(caption=f"L0 over {_rows(s)}.", header=["Counted", "mean", "median", "p99", "largest"], rows=rows)
     )
     return tables
+
+
+def _in_brackets(number: Number | None) -> str:
+    """A number with its interval; a dash where there is none, as for the explained variance of one row."""
+    return "–" if number is None else f"{number.value} {in_brackets(number.interval)}".rstrip()
 
 
 def _l0_row(name: str, l0: Json) -> list[str]:

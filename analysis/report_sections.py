@@ -240,10 +240,12 @@ def _lines(run_path: Path, name: str, columns: tuple[str, ...]) -> list[dict[str
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.DictReader(file, delimiter="\t")
-            lines = list(reader)
+            names, lines = reader.fieldnames, list(reader)
     except FileNotFoundError:
         return None
-    if not set(columns) <= set(reader.fieldnames or ()):
+    if not names:
+        return []  # no class has a feature of its own, or no pair shares one
+    if not set(columns) <= set(names):
         raise DamagedStoreError(f"{path} is damaged: run the command that made it with --overwrite.")
     return lines
 

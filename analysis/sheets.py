@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..progress import printable
 from ..store.files import write_atomically
 from ..store.reader import ActivationStore
 from .clusters import UldSplit
@@ -150,7 +151,8 @@ def _draw_cell(
     label = int(store.labels(row, row + 1)[0])
     names = store.label_names
     name = "no label" if label < 0 else names[label] if names and label < len(names) else f"label {label}"
-    draw.text((x, y + _CELL + 1), _fit(draw, name, font, _CELL), _BLACK, font)
+    shown = printable(" ".join(name.split()))  # a name of a folder may hold a line break, which Pillow cannot measure
+    draw.text((x, y + _CELL + 1), _fit(draw, shown, font, _CELL), _BLACK, font)
     draw.text((x, y + _CELL + 14), _short(value), _GREY, font)
 
 

@@ -276,6 +276,20 @@ def test_a_damaged_document_is_named_and_a_run_without_statistics_told_what_to_d
         report(bare.path)
 
 
+def test_a_split_of_one_row_and_tables_of_no_class_are_told_apart_from_damage(counted):
+    summary = json.loads((counted.path / "stats.json").read_text())
+    summary["quality"]["heldout"]["explained_variance"] = None  # one row has no variance
+    summary["quality"]["all"]["explained_variance"] = None
+    (counted.path / "stats.json").write_text(json.dumps(summary))
+    for name in ("classes", "class_pairs"):
+        (counted.path / f"{name}.tsv").write_bytes(b"")  # what `classes` writes where no feature is of one class
+    text = report(counted.path).path.read_text()
+    assert "No class has a feature of label entropy 0." in text
+    (row,) = [row for row in Page(text).rows if row[0] == "Explained variance" and len(row) > 3]
+    assert row[2:4] == ["–", "–"]
+    assert row[1] != "–"
+
+
 _POST = {"model": "ViT-L-14-quickgelu", "pretrained": "openai", "quick_gelu": True}
 _IMAGENET = ["tench", "goldfish", *(f"class {i}" for i in range(998))]
 

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 
@@ -267,6 +268,13 @@ def test_no_pictures_are_shown_from_a_store_that_took_the_place_of_the_encoded_o
     heard = Heard()
     assert stats(run.path, StatsOptions(), heard).sheets == []
     assert "is not the store that was encoded" in heard.warned[0]
+
+
+def test_a_class_whose_name_holds_line_breaks_and_half_a_character_is_on_the_sheets(make_store, make_run, monkeypatch):
+    monkeypatch.setattr("thresher.store.reader.ActivationStore.thumbnails", lambda _, rows: [None for _ in rows])
+    run = make_run(make_store(label_names=["a\nb\tc", os.fsdecode(b"\xff"), "日本", "\u2028", " "]).path)
+    encode(run.path)
+    assert len(stats(run.path, StatsOptions(sheet_features=(3, 7), min_labelled=1)).sheets) == 3
 
 
 def test_a_store_without_thumbnails_gives_figures_and_a_warning(make_store, make_run):
