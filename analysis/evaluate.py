@@ -138,6 +138,7 @@ def _evaluated(setting: Setting, options: EvaluateOptions, reporter: Reporter) -
         "n_classes": len(chosen.names),
         "n_classes_with_images": len(np.unique(own)),
         "logit_scale": captions.logit_scale,
+        "precision": setting.tower.precision,
         "options": {k: v for k, v in asdict(options).items() if k not in ("overwrite", "device", "images_at_once")},
         "intervals": {**described(seed=options.seed), "resampled": "images, and batches where there are 20"},
         "contrastive": {

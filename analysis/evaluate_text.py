@@ -22,8 +22,8 @@ def format_evaluation(result: Evaluation) -> str:
     """The tables, the classes that the SAE damages most, where all of it is."""
     d = result.document
     lines = [
-        f"{result.run_path}: {d['n_images']:,} images of {d['n_classes_with_images']:,} classes, {d['image_source']}; "
-        f"{format_s(result.seconds)}.",
+        f"{result.run_path}: {d['n_images']:,} images of {d['n_classes_with_images']:,} classes, {d['image_source']}, "
+        f"in {d['precision']}; {format_s(result.seconds)}.",
         *_contrastive(d["contrastive"]),
         *_zero_shot(d),
         *_classes(d["classes"]),

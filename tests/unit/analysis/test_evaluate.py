@@ -380,6 +380,7 @@ def test_the_command_writes_prints_and_refuses_to_replace(root):
     first = CliRunner().invoke(main, arguments)
     assert first.exit_code == 0, first.output
     assert "15 batches of 4, no caption twice in one; guessing loses ln 4 = 1.386" in first.output
+    assert ", in fp32; " in first.output
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 1
     assert "evaluate.json exists: give --overwrite to replace it" in again.output
@@ -387,6 +388,7 @@ def test_the_command_writes_prints_and_refuses_to_replace(root):
     document = json.loads(as_json.stdout)
     assert document == read_evaluation(root / "cls")
     assert document["contrastive"]["batch_size"] == 60
+    assert document["precision"] == open_store(root / "cls.zarr").provenance.precision == "fp32"
     lines = (root / "cls" / "evaluate_classes.tsv").read_text().splitlines()
     assert lines[0].split("\t")[:2] == ["class", "n"]
     assert len(lines) == 5
