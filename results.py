@@ -321,7 +321,9 @@ def _entropy(result: "StatsResult") -> str:
     defined = entropy[~np.isnan(entropy)]
     if not len(defined):
         return "undefined for every feature: too few labelled rows"
-    text = f"median {np.median(defined):.2f} nats over the {len(defined):,} features where it is defined"
+    n = np.median(result.statistics.effective_n[~np.isnan(entropy)])
+    text = f"median {np.median(defined):.2f} nats over the {len(defined):,} features where it is defined, of rows that "
+    text += f"amount to {n:.3g} of equal weight (median)"
     null = result.summary["details"].get("null")
     if null is None:
         return text

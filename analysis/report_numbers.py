@@ -38,7 +38,8 @@ def glance(stored: StoredStatistics, evaluation: Json | None, alignment: Json | 
         ours += losses(evaluation, post, ways=("original", "sae"))
     if alignment is not None:
         ours += aligned(alignment, post)
-    return NumberTable(caption=f"At a glance, over {_rows(s)}.", numbers=ours)
+    tower = "" if evaluation is None else f"; the losses over {evaluation['n_images']:,} images"
+    return NumberTable(caption=f"At a glance, over {_rows(s)}{tower}.", numbers=ours)
 
 
 def _headline(s: Json, post: Beside) -> list[Number]:
@@ -127,7 +128,8 @@ def feature_table(stored: StoredStatistics) -> NumberTable:
     """The distributions of density and label entropy, as numbers."""
     s, statistics = stored.summary, stored.statistics
     density = statistics.density[statistics.is_alive]
-    entropy = statistics.label_entropy[np.isfinite(statistics.label_entropy)]
+    has_entropy = np.isfinite(statistics.label_entropy)
+    entropy, effective_n = statistics.label_entropy[has_entropy], statistics.effective_n[has_entropy]
     numbers = [
         Number(
             name="Median density",
@@ -139,6 +141,12 @@ def feature_table(stored: StoredStatistics) -> NumberTable:
             value=f"{np.median(entropy):.3g} nats" if len(entropy) else "undefined",
             definition=f"H = -sum q ln q over the labels of a feature's up to {s['k']} largest rows, q proportional to "
             f"the activations; undefined below {s['min_labelled']} labelled ones.",
+        ),
+        Number(
+            name="Effective sample size, median",
+            value=short(float(np.median(effective_n)) if len(effective_n) else None),
+            definition="1 / sum p² (Kish), p the share of each row in those activations: how many rows of equal weight "
+            "a feature's label entropy rests on.",
         ),
         Number(
             name="Label entropy 0",

@@ -172,11 +172,12 @@ def attributes_section(run: Run, document: dict[str, Any] | None) -> Section:
         command = f"thresher attributes {_word(run.path)} CSV"
         return Section(**common, absent=f"No known attributes yet: `{command}` scores the features on a table of them.")
     group = f", grouped by {document['group_column']}" if document["group_column"] else ""
+    correction = document["correction"]
     text = [
         f"{document['n_in_store']:,} of the {document['n_listed']:,} images in {document['source']} are in the store; "
         f"{document['n_images']:,} were used{group}. Half of the {document['n_groups']:,} groups chose, the other half "
         "scores.",
-        f"{document['correction'].capitalize()}. Intervals: {document['resamples']:,} resamples of the groups that "
+        f"{correction[:1].upper()}{correction[1:]}. Intervals: {document['resamples']:,} resamples of the groups that "
         "score; none below 5 groups that have the attribute.",
     ]
     return Section(

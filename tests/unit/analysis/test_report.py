@@ -24,6 +24,7 @@ from thresher.analysis.report import report
 from thresher.analysis.report_numbers import cluster_table
 from thresher.analysis.report_text import Beside
 from thresher.analysis.stats import stats
+from thresher.analysis.stored_statistics import open_statistics
 from thresher.cli import main
 from thresher.store.errors import DamagedStoreError, StoreError
 from thresher.store.format import Site
@@ -219,9 +220,15 @@ def test_the_numbers_are_those_of_the_runs_files(full):
     ):
         assert float(cell[name]) == pytest.approx(expected, rel=1e-3)
     assert cell["Dead features"] == f"{s['n_dead']} of {s['d_sae']}"
+    stored = open_statistics(full.path).statistics
+    effective_n = np.median(stored.effective_n[np.isfinite(stored.label_entropy)])
+    assert float(cell["Effective sample size, median"]) == pytest.approx(effective_n, rel=1e-3)
     assert cell["Contrastive loss, as it is"] == "1.2345 nats"
     assert cell["Contrastive loss, SAE spliced in"] == "1.5678 nats"
     assert cell["Loss recovered"] == "89.8 %"
+    text = (full.path / "report.html").read_text()
+    assert "; the losses over 77 images." in text
+    assert "adjusted by Benjamini and Yekutieli" in text
     known = json.loads((full.path / "attributes.json").read_text())
     sae = next(row for row in full.page.rows if row[0] == "SAE")
     assert sae[2:4] == [str(known["counts"][0]["f1_at_least_05"]), str(known["counts"][0]["f1_at_least_07"])]

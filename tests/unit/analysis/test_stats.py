@@ -110,6 +110,8 @@ def test_what_is_printed_has_the_entropy_by_chance_and_l0_without_the_cluster(en
     null = result.summary["details"]["null"]
     printed = results.of_statistics(result)
     assert f"for {null['n_at_least_p']} lower than under every one of 200 random labellings" in printed
+    effective_n = np.nanmedian(result.statistics.effective_n[~np.isnan(result.statistics.label_entropy)])
+    assert f"of rows that amount to {effective_n:.3g} of equal weight" in printed
     assert "L0 without ULD" not in printed
     l0 = {"mean": 20.0, "median": 19.0, "p99": 35.0, "max": 40}
     row = {"row": 1234, "l0": 6458, "n_uld": 6420}
