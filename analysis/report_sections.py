@@ -140,11 +140,14 @@ def alignment_section(run: Run, alignment: dict[str, Any] | None, post: Beside) 
     common: dict[str, Any] = {"id": "alignment", "title": "Features and neurons"}
     if alignment is None:
         return Section(**common, absent=f"No neuron alignment yet: `thresher align {_word(run.path)}` makes it.")
+    figures = alignment_figures(run.path)
+    again = f"`thresher align {_word(run.path)} --overwrite`"
     return Section(
         **common,
         command=f"thresher align {_word(run.path)}",
+        text=[] if figures else [f"Its figures were not drawn: {again} draws them."],
         tables=[findings.alignment_table(alignment, post)],
-        figures=alignment_figures(run.path),
+        figures=figures,
     )
 
 

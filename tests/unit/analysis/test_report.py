@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from thresher.analysis import report as report_module
+from thresher.analysis import report_sections
 from thresher.analysis.attribute_table import AttributeTable
 from thresher.analysis.attributes_options import AttributesOptions
 from thresher.analysis.encode import encode
@@ -22,12 +23,14 @@ from thresher.analysis.options import StatsOptions
 from thresher.analysis.post import differences
 from thresher.analysis.report import report
 from thresher.analysis.report_numbers import cluster_table
+from thresher.analysis.report_page import NumberTable
 from thresher.analysis.report_text import Beside
 from thresher.analysis.stats import stats
 from thresher.analysis.stored_statistics import open_statistics
 from thresher.cli import main
 from thresher.store.errors import DamagedStoreError, StoreError
 from thresher.store.format import Site
+from thresher.train.run_dir import open_run
 
 HOSTILE = "</td><script>alert('x')</script><img src=http://evil/x onerror=alert(1)> & \"q\" $x^$ {{ 7*7 }} \u202e"
 
@@ -269,6 +272,20 @@ def test_the_same_run_gives_the_same_page_and_an_earlier_one_is_not_replaced_una
     with pytest.raises(StoreError, match="--overwrite"):
         report(counted.path)
     assert report(counted.path, overwrite=True).path.read_bytes() == first
+
+
+def test_an_alignment_without_figures_says_what_draws_them(counted, monkeypatch):
+    table = NumberTable(caption="Largest cosines.", numbers=[])
+    monkeypatch.setattr(report_sections.findings, "alignment_table", lambda *_: table)
+    section = report_sections.alignment_section(open_run(counted.path), {}, None)
+    assert section.text == [f"Its figures were not drawn: `thresher align {counted.path} --overwrite` draws them."]
+    (counted.path / "figures").mkdir(exist_ok=True)
+    picture = counted.path / "figures" / "alignment_cosines.png"
+    picture.write_bytes(b"")
+    drawn = report_sections.alignment_section(open_run(counted.path), {}, None)
+    picture.unlink()
+    assert drawn.text == []
+    assert len(drawn.figures) == 1
 
 
 def test_a_damaged_document_is_named_and_a_run_without_statistics_told_what_to_do(counted, make_store, make_run):
