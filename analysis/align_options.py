@@ -69,6 +69,8 @@ class AlignOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
+        if self.covariance_rows < 2:
+            raise ValueError("covariance_rows must be at least 2, since one row has no covariance; got 1")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more; got {self.seed}")
         if self.workers is not None and self.scheduler is not None:

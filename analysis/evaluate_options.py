@@ -54,6 +54,8 @@ class EvaluateOptions:
             raise ValueError(
                 f"batch_size must be at least 2, since a batch of one loses nothing; got {self.batch_size}"
             )
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0; got {self.seed}")
         if self.templates not in TEMPLATES:
             raise ValueError(f"templates must be one of {', '.join(TEMPLATES)}; got {self.templates!r}")
         if self.caption.count("{}") != 1:

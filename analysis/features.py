@@ -255,7 +255,7 @@ class FeatureActivations:
         with _damage_named(self.path, "sections"):
             sections: Any = self._group["sections"]
             found = {name: array[:] for name, array in sections.arrays()}
-        missing = sorted({*SUMS, "split", "n", "x_sum"} - set(found))
+        missing = sorted({*SUMS, "split", "n", "x_sum", "row_start", "row_stop"} - set(found))
         if missing:
             raise DamagedStoreError(f"{self.path} has no sections/{missing[0]}: encode again with --overwrite.")
         return found

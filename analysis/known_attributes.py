@@ -245,6 +245,11 @@ def score_table(
     shared = in_run
     for each in lines.values():
         shared = np.intersect1d(shared, each)
+    if not len(shared):
+        others = " and ".join(str(each) for each in (options.untrained, options.neurons) if each is not None)
+        raise StoreError(
+            f"{run_path} has no image of {table.source} in common with {others}: they are of other images."
+        )
     _say_matched(table, in_run, shared, lines, reporter)
     chosen = _some(shared, options)
     # Images count in the order of the store's rows: of equal activations the lower row comes first.

@@ -131,7 +131,7 @@ class StatsOptions:
         _check_choice("precision", self.precision, ENCODE_PRECISIONS)
         _check_positive("sheet_rows", self.sheet_rows)
         _check_positive("task_bytes", self.task_bytes)
-        for name in ("samples", "cofiring", "nearest", "null_draws"):
+        for name in ("samples", "cofiring", "nearest", "null_draws", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
         _check_positive("cofiring_rows", self.cofiring_rows)

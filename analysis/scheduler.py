@@ -182,6 +182,8 @@ def _joined(address: str) -> Iterator[Any]:
 
     try:
         client = Client(address, timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
+    except ValueError as error:
+        raise ValueError(f"scheduler {address} is no address of one ({error}): it is like tcp://host:8786") from error
     except OSError as error:
         raise ConnectionError(
             f"no Dask scheduler answers at {address} ({error}). Start one with `dask scheduler`, "

@@ -52,7 +52,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..store.errors import StoreError
+from ..store.errors import DamagedStoreError, StoreError
 from ..store.files import write_atomically
 from ..train.l0 import L0Summary
 from .activation_bins import BIN_EDGES
@@ -214,6 +214,8 @@ def open_statistics(run_path: str | Path) -> StoredStatistics:
     ------
     StoreError
         When there are none, or they are of another format.
+    DamagedStoreError
+        When an array or a number of theirs is gone or cannot be read.
     """
     import zarr
 
@@ -225,9 +227,21 @@ def open_statistics(run_path: str | Path) -> StoredStatistics:
         raise StoreError(f"{path} holds no statistics: run `thresher stats` first.") from error
     except ValueError as error:
         raise StoreError(f"{path / STATS_JSON} cannot be read ({error}): run `thresher stats --overwrite`.") from error
+    if not isinstance(document, dict):
+        raise DamagedStoreError(f"{path / STATS_JSON} is not what thresher writes: run `thresher stats --overwrite`.")
     for found in (document, group.attrs):
         if found.get("format") != FORMAT_NAME or found.get("format_version") != FORMAT_VERSION:
             raise StoreError(f"{path} holds statistics of another format: run `thresher stats --overwrite`.")
+    try:
+        return _read_statistics(path, document, group)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise DamagedStoreError(
+            f"the statistics of {path} are damaged ({reason}): run `thresher stats --overwrite`."
+        ) from error
+
+
+def _read_statistics(path: Path, document: dict[str, Any], group: Any) -> StoredStatistics:
     arrays: dict[str, Any] = {name: group[name] for name in (*PER_FEATURE, "is_uld", "l0/counts", *_L0_ABOVE, *_MORE)}
     per_feature: dict[str, Any] = {name: arrays[name][:] for name in PER_FEATURE}
     statistics = FeatureStatistics(
