@@ -5,7 +5,7 @@ import time
 import torch
 
 from ..progress import Reporter, format_bytes, format_rate, format_s
-from ..store.commits import windows_at_once
+from ..store.commits import windows_held
 from ..store.layout import predicted_bytes
 from ..store.writer import StoreWriter
 from .batches import Batch
@@ -52,7 +52,7 @@ def announce(
         f"{format_s(total_s)} on {job.tower.device.type}{_processes(ranks)} ({format_rate(n_left / total_s)} images/s "
         "measured on one batch)."
     )
-    n_held = 1 + windows_at_once(writer.window_bytes())  # one is filled while others are written
+    n_held = 1 + windows_held(writer.window_bytes())  # one is filled while others are written
     memory_bytes = writer.window_bytes() * min(n_held, len(writer.pending))
     if memory_bytes > _LARGE_WINDOW:
         images = min(spec.rows_per_chunk, spec.n_images)

@@ -1,30 +1,30 @@
 """Windows committed in the background, so that whoever fills the next one does not wait for the disk."""
 
-import sys
 import threading
+from collections import deque
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .writer import Files, StoreWriter, WindowWriter
+    from .writer import StoreWriter, WindowWriter
 
-_SMALL_BYTES = 32 << 20
+_HELD_BYTES = 32 << 20
+_MOST_HELD = 16
 
 
-def windows_at_once(window_bytes: int) -> int:
-    """Windows that are written at a time, in memory beside the one that is filled: two where they are small.
-
-    While the one waits for the disk, the bytes of the other are copied: two at once take two thirds of the time.
-    """
-    return 2 if window_bytes <= _SMALL_BYTES else 1
+def windows_held(window_bytes: int) -> int:
+    """Windows that may be in memory beside the one that is filled: some small ones, or one."""
+    return min(_MOST_HELD, max(1, _HELD_BYTES // window_bytes))
 
 
 class Commits:
-    """Commits the windows of a store that are handed to it; they are all committed once `wait` returns.
+    """Commits the windows of a store that are handed to it; all are durable once `wait` returns.
 
-    A window is recorded once its bytes are durable. Where the next one already waits to be written, the records go with
-    its bytes: a disk makes both durable in the time of one of them. Otherwise they are written at once, so that a kill
-    loses the windows in hand and none that is older.
+    A window that is alone is written at once. Small ones that came while the disk was busy are written together: it
+    takes many files in little more time than one. A window is recorded as soon as its bytes are durable, so that a kill
+    loses the windows in hand and none that is older; the names of its records are made durable along with the bytes of
+    a later window.
 
     Parameters
     ----------
@@ -34,16 +34,16 @@ class Commits:
 
     def __init__(self, writer: "StoreWriter") -> None:
         self._writer = writer
-        self._at_once = windows_at_once(writer.window_bytes())
-        self._threads = ThreadPoolExecutor(self._at_once, thread_name_prefix="thresher-commit")
+        self._most = windows_held(writer.window_bytes())
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="thresher-commit")
         self._state = threading.Condition()
+        self._waiting: deque[WindowWriter] = deque()
         self._n_written = 0  # windows that are being written now
-        self._n_waiting = 0
-        self._durable: dict[int, Files] = {}  # records that are still to be written, by window
-        self._error: BaseException | None = None  # the first of a window
+        self._unsettled: Collection[str] = ()
+        self._error: BaseException | None = None
 
     def begin(self, window: "WindowWriter") -> None:
-        """Begin to commit a window, once the memory of one before it is free.
+        """Begin to commit a window, once there is memory for another.
 
         Raises
         ------
@@ -51,14 +51,10 @@ class Commits:
             When one before it could not be written: then this one is not begun.
         """
         with self._state:
-            self._n_waiting += 1
-            try:
-                self._state.wait_for(lambda: self._n_written < self._at_once or self._error)
-            finally:
-                self._n_waiting -= 1
+            self._state.wait_for(lambda: len(self._waiting) + self._n_written < self._most or self._error)
             self.check()
-            self._n_written += 1
-        self._threads.submit(self._commit, window)
+            self._waiting.append(window)
+        self._thread.submit(self._write_waiting)
 
     def check(self) -> None:
         """Raise the error of a window that could not be written."""
@@ -71,51 +67,25 @@ class Commits:
         self.check()
 
     def close(self) -> None:
-        """Let what is under way end; every window whose bytes are durable is recorded."""
-        self._threads.shutdown()
+        """Let what is under way end."""
+        self._thread.shutdown()
         try:
-            self._record()
+            self._writer.objects.settle(self._unsettled)
         except OSError as error:
             self._error = self._error or error
 
-    def _commit(self, window: "WindowWriter") -> None:
-        try:
-            if self._write(window):
-                self._record()
-        except BaseException as error:
-            with self._state:
-                self._error = self._error or error
-
-    def _write(self, window: "WindowWriter") -> bool:
-        """Write a window's bytes; gives whether its records are now to be written, since no other window takes them."""
-        earlier = self._taken()
-        records: Files | None = None
-        try:
-            records = window.write(_joined(earlier))
-        finally:
-            with self._state:
-                if records is None:
-                    self._durable |= earlier
-                    self._error = self._error or sys.exception()  # before another window may begin
-                else:
-                    self._durable[window.number] = records
-                self._n_written -= 1
-                self._state.notify_all()
-                is_last = not self._n_waiting and not self._n_written
-        self._writer.mark_committed(earlier)
-        return is_last
-
-    def _record(self) -> None:
-        records = self._taken()
-        if records:
-            self._writer.objects.write_all(_joined(records))
-            self._writer.mark_committed(records)
-
-    def _taken(self) -> dict[int, "Files"]:
+    def _write_waiting(self) -> None:
+        """Write the windows that wait, half of what memory holds at most, so that others can be filled meanwhile."""
         with self._state:
-            taken, self._durable = self._durable, {}
-            return taken
-
-
-def _joined(files: dict[int, "Files"]) -> "Files":
-    return {name: parts for some in files.values() for name, parts in some.items()}
+            n = 0 if self._error else min(len(self._waiting), max(1, self._most // 2))
+            windows = [self._waiting.popleft() for _ in range(n)]
+            self._n_written = n
+        if not windows:
+            return  # another call wrote them, or nothing more is to be written
+        try:
+            self._unsettled = self._writer.write(windows, self._unsettled)
+        except BaseException as error:
+            self._error = error
+        with self._state:
+            self._n_written = 0
+            self._state.notify_all()

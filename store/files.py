@@ -4,15 +4,17 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
 
-_SYNCS_AT_ONCE = 8
+_SYNCS_AT_ONCE = 16  # a window of one site: two files, two records, five folders
+_OPEN_AT_ONCE = 128
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
@@ -29,18 +31,80 @@ def write_all_atomically(files: Mapping[Path, Sequence[bytes | memoryview]]) -> 
 
     Their syncs run side by side: a disk takes ten in little more than the time of one.
     """
-    folders = {path.parent for path in files}
-    for folder in list(folders):
-        while not folder.is_dir():  # a new folder is a name in the one above, which must be durable too
-            folders.add(folder := folder.parent)
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+    folders = _made_folders(files)
     if len(files) == 1 and len(folders) == 1:
         _write_synced(*next(iter(files.items())))
         sync_folder(*folders)
         return
     _side_by_side(_write_synced, files.items())
     _side_by_side(sync_folder, [(folder,) for folder in folders])
+
+
+def write_all_then(
+    files: Mapping[Path, Sequence[bytes | memoryview]],
+    records: Mapping[Path, Sequence[bytes | memoryview]],
+    folders: Collection[Path] = (),
+) -> set[Path]:
+    """Write files, then others that say so: a record has its name only once all files are durable.
+
+    The disk is waited for once. What is read without its record is nothing, so files may have their names before their
+    bytes are durable; files, records and folders are synced side by side, then the records are named.
+
+    Parameters
+    ----------
+    files, records
+        Bytes by path.
+    folders
+        Synced along with the files.
+
+    Returns
+    -------
+    set
+        Folders that are still to be synced, so that the records' names are durable too.
+    """
+    left = _made_folders(records)
+    folders = _made_folders(files).union(folders)
+    work = [(path, parts, True) for path, parts in files.items()]
+    work += [(path, parts, False) for path, parts in records.items()]
+    for start in range(0, len(work), _OPEN_AT_ONCE):
+        with ExitStack() as opened:
+            descriptors = []
+            for path, parts, is_named in work[start : start + _OPEN_AT_ONCE]:
+                file = opened.enter_context(open(_temporary(path), "wb"))
+                file.writelines(parts)
+                file.flush()
+                if is_named:
+                    os.replace(_temporary(path), path)
+                descriptors.append(file.fileno())
+            if start + _OPEN_AT_ONCE >= len(work):
+                for folder in folders:
+                    descriptors.append(os.open(folder, os.O_RDONLY))
+                    opened.callback(os.close, descriptors[-1])
+            _side_by_side(os.fsync, [(descriptor,) for descriptor in descriptors])
+    for path in records:
+        os.replace(_temporary(path), path)
+    return left
+
+
+def sync_folders(folders: Collection[Path]) -> None:
+    """Make the names in some folders durable."""
+    _side_by_side(sync_folder, [(folder,) for folder in folders])
+
+
+def _made_folders(files: Iterable[Path]) -> set[Path]:
+    """The folders of files, made where they are not there, with those above that they were made in."""
+    folders = {path.parent for path in files}
+    for folder in list(folders):
+        while not folder.is_dir():  # a new folder is a name in the one above, which must be durable too
+            folders.add(folder := folder.parent)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folders
+
+
+def _temporary(path: Path) -> Path:
+    """What a file is called while it is written."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _side_by_side(work: Callable[..., None], arguments: Iterable[tuple[Any, ...]]) -> None:
@@ -60,7 +124,7 @@ def _syncers(pid: int) -> ThreadPoolExecutor:
 
 
 def _write_synced(path: Path, parts: Sequence[bytes | memoryview]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     with open(temporary, "wb") as file:
         for part in parts:
             file.write(part)

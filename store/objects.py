@@ -8,7 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .files import FolderLock, free_bytes, write_all_atomically
+from .files import FolderLock, free_bytes, sync_folders, write_all_atomically, write_all_then
+
+Files = Mapping[str, Sequence[bytes | memoryview]]
+"""Bytes of objects, in parts, by name."""
 
 
 class Lock(Protocol):
@@ -47,8 +50,30 @@ class Objects(ABC):
         """Whether an object, or a folder, has this name."""
 
     @abstractmethod
-    def write_all(self, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
+    def write_all(self, files: Files) -> None:
         """Write objects, each atomically from its parts, in no order; when this returns, all of them are durable."""
+
+    def write_then(self, files: Files, records: Files, settle: Collection[str] = ()) -> Collection[str]:
+        """Write objects, then others that say so: a record is there only once all of `files` are durable.
+
+        Parameters
+        ----------
+        files, records
+            Bytes by name.
+        settle
+            What earlier calls gave back; durable along with the files.
+
+        Returns
+        -------
+        Collection
+            What is not durable yet of the records' names: to be given to the next call, or to `settle`.
+        """
+        self.write_all(files)
+        self.write_all(records)
+        return ()
+
+    def settle(self, names: Collection[str]) -> None:  # noqa: B027 (where nothing is left to settle)
+        """Make durable what `write_then` gave back."""
 
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write one object atomically."""
@@ -110,8 +135,16 @@ class LocalFolder(Objects):
     def exists(self, name: str = "") -> bool:
         return (self.local / name).exists()
 
-    def write_all(self, files: Mapping[str, Sequence[bytes | memoryview]]) -> None:
+    def write_all(self, files: Files) -> None:
         write_all_atomically({self.local / name: parts for name, parts in files.items()})
+
+    def write_then(self, files: Files, records: Files, settle: Collection[str] = ()) -> Collection[str]:
+        written, named = ({self.local / name: parts for name, parts in some.items()} for some in (files, records))
+        left = write_all_then(written, named, [self.local / name for name in settle])
+        return [str(folder.relative_to(self.local)) for folder in left]
+
+    def settle(self, names: Collection[str]) -> None:
+        sync_folders([self.local / name for name in names])
 
     def names(self, folder: str = "") -> set[str]:
         try:

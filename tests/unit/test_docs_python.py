@@ -93,7 +93,7 @@ def test_zero_shot_accuracy_is_between_guessing_and_the_models_own(after):
 def test_training_from_python_makes_runs(after):
     assert after.result.steps == 100
     assert 0 < after.result.held_out.explained_variance < 1
-    assert list(after.held_out.index) == [50, 100]
+    assert list(after.held_out.index) == [1, 2, 4, 8, 16, 32, 50, 100]  # the spliced loss falls early
     last = after.held_out.iloc[-1]
     assert last["contrastive_loss"] == after.spliced["contrastive_loss"]
     assert last["n_images"] == 300

@@ -10,7 +10,7 @@ from thresher.store.format import Site
 from thresher.store.objects import LocalFolder
 from thresher.store.reader import open_store
 from thresher.store.verify import verify_store
-from thresher.store.writer import WindowWriter
+from thresher.store.writer import StoreWriter
 
 
 class Listener(Reporter):
@@ -54,14 +54,14 @@ def files_below(path):
 
 
 def interrupt_after(monkeypatch, n):
-    real = WindowWriter.write
+    real = StoreWriter.write
 
-    def interrupted(self, beside):
-        if self.number >= n:
+    def interrupted(self, windows, settle):
+        if any(window.number >= n for window in windows):
             raise OSError(28, "No space left on device")
-        return real(self, beside)
+        return real(self, windows, settle)
 
-    monkeypatch.setattr(WindowWriter, "write", interrupted)
+    monkeypatch.setattr(StoreWriter, "write", interrupted)
 
 
 @pytest.mark.parametrize("token", ["cls", "patch"])

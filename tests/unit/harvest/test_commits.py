@@ -10,7 +10,7 @@ from thresher.store import commits
 from thresher.store.errors import UnfinishedStoreError
 from thresher.store.reader import open_store
 from thresher.store.verify import verify_store
-from thresher.store.writer import WindowWriter
+from thresher.store.writer import StoreWriter, WindowWriter
 
 WAIT_S = 20.0
 
@@ -33,46 +33,39 @@ def files_below(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture(params=[1, 2], ids=["large windows", "small windows"])
-def at_once(request, monkeypatch):
-    """Windows that are written at a time."""
-    if request.param == 1:
-        monkeypatch.setattr(commits, "_SMALL_BYTES", 0)
-    return request.param
+@pytest.fixture(params=[0, 1 << 20], ids=["large windows", "small windows"])
+def held(request, monkeypatch, folder):
+    """Windows that may be in memory beside the one that is filled."""
+    monkeypatch.setattr(commits, "_HELD_BYTES", request.param)
+    return 5 if request.param else 1
 
 
-def test_a_window_is_computed_while_others_are_written(options, folder, tmp_path, monkeypatch, at_once):
+def test_a_window_is_computed_while_others_are_written(options, folder, tmp_path, monkeypatch, held):
     harvest(options(), folder, tmp_path / "whole.zarr")
-    real_write, real_put = WindowWriter.write, WindowWriter.put
+    real_write, real_put = StoreWriter.write, WindowWriter.put
     is_begun = [threading.Event() for _ in range(5)]
-    writing, most, lock = set(), 0, threading.Lock()
+    written = []
 
     def put(self, *arguments, **how):
         is_begun[self.number].set()
         real_put(self, *arguments, **how)
 
-    def write(self, beside):
-        nonlocal most
-        with lock:
-            writing.add(self.number)
-            most = max(most, len(writing))
-        following = min(self.number + at_once, 4)  # after the last window there is none
+    def write(self, windows, settle):
+        written.append([window.number for window in windows])
+        following = min(max(written[-1]) + held, 4)  # after the last window there is none
         assert is_begun[following].wait(WAIT_S), "the tower waits for the disk"
-        records = real_write(self, beside)
-        with lock:
-            writing.remove(self.number)
-        return records
+        return real_write(self, windows, settle)
 
     monkeypatch.setattr(WindowWriter, "put", put)
-    monkeypatch.setattr(WindowWriter, "write", write)
+    monkeypatch.setattr(StoreWriter, "write", write)
     harvest(options(), folder, tmp_path / "s.zarr")
-    assert most == at_once
+    assert written == [[0], [1], [2], [3], [4]] if held == 1 else written == [[0], [1, 2, 3, 4]]
     assert files_below(tmp_path / "s.zarr") == files_below(tmp_path / "whole.zarr")
 
 
-def test_no_more_windows_are_in_memory_than_are_said_to_be(options, folder, tmp_path, monkeypatch, at_once):
-    real_write, real_window = WindowWriter.write, WindowWriter.__init__
-    n_begun, n_done, ahead, lock = 0, 0, [], threading.Lock()
+def test_no_more_windows_are_in_memory_than_are_said_to_be(options, folder, tmp_path, monkeypatch, held):
+    real_write, real_window = StoreWriter.write, WindowWriter.__init__
+    n_begun, n_done, ahead = 0, 0, []
 
     def begin(self, writer, number):
         nonlocal n_begun
@@ -80,54 +73,52 @@ def test_no_more_windows_are_in_memory_than_are_said_to_be(options, folder, tmp_
         ahead.append(n_begun - n_done)  # windows in memory, this one among them
         real_window(self, writer, number)
 
-    def write(self, beside):
+    def write(self, windows, settle):
         nonlocal n_done
         threading.Event().wait(0.05)  # slower than the tower
-        records = real_write(self, beside)
-        with lock:
-            n_done += 1
-        return records
+        left = real_write(self, windows, settle)
+        n_done += len(windows)
+        return left
 
     monkeypatch.setattr(WindowWriter, "__init__", begin)
-    monkeypatch.setattr(WindowWriter, "write", write)
+    monkeypatch.setattr(StoreWriter, "write", write)
     harvest(options(), folder, tmp_path / "s.zarr")
     assert len(ahead) == 5
-    assert max(ahead) == 1 + at_once
+    assert max(ahead) <= 1 + held
 
 
 @pytest.mark.parametrize("failing", [0, 2, 4])
 def test_a_window_that_cannot_be_written_ends_the_harvest_with_its_own_error(
-    options, folder, tmp_path, monkeypatch, failing, at_once
+    options, folder, tmp_path, monkeypatch, failing, held
 ):
-    real, tried = WindowWriter.write, []
+    real, written = StoreWriter.write, []
 
-    def write(self, beside):
-        tried.append(self.number)
-        if self.number == failing:
+    def write(self, windows, settle):
+        if any(window.number == failing for window in windows):
             raise OSError(28, "No space left on device")
-        return real(self, beside)
+        written.extend(window.number for window in windows)
+        return real(self, windows, settle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WindowWriter, "write", write)
+        patch.setattr(StoreWriter, "write", write)
         with pytest.raises(OSError, match="No space left on device"):
             harvest(options(), folder, tmp_path / "s.zarr")
-    beyond = set(tried) - set(range(failing + 1))
-    assert len(beyond) < at_once  # a window that was begun before the error was known
-    n_done = sum(min(5, 24 - 5 * number) for number in tried if number != failing)
-    with pytest.raises(UnfinishedStoreError, match=f"holds {n_done} of 24 rows"):
+    assert written == list(range(len(written)))  # none after it, and none that was to be written with it
+    assert len(written) == failing if held == 1 else len(written) <= failing
+    with pytest.raises(UnfinishedStoreError, match=f"holds {5 * len(written)} of 24 rows"):
         open_store(tmp_path / "s.zarr")
-    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested == 24 - n_done
+    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested == 24 - 5 * len(written)
     assert verify_store(tmp_path / "s.zarr").problems == []
 
 
 def test_an_interrupt_leaves_the_window_whole_that_is_being_written(options, folder, tmp_path, monkeypatch):
-    real_write, real_decode = WindowWriter.write, batches.decode_image
+    real_write, real_decode = StoreWriter.write, batches.decode_image
     is_writing, is_interrupted = threading.Event(), threading.Event()
 
-    def write(self, beside):
+    def write(self, windows, settle):
         is_writing.set()
         assert is_interrupted.wait(WAIT_S)
-        return real_write(self, beside)
+        return real_write(self, windows, settle)
 
     def decode(data):
         if is_writing.is_set():
@@ -136,7 +127,7 @@ def test_an_interrupt_leaves_the_window_whole_that_is_being_written(options, fol
         return real_decode(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WindowWriter, "write", write)
+        patch.setattr(StoreWriter, "write", write)
         patch.setattr(batches, "decode_image", decode)
         with pytest.raises(KeyboardInterrupt):
             harvest(options(), folder, tmp_path / "s.zarr")

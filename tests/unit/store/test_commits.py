@@ -1,133 +1,98 @@
-"""Which windows' records are written when, while windows are committed in the background."""
+"""How windows are committed in the background: which together, what a later one makes durable, what an error ends."""
 
 import threading
 
 import pytest
+from thresher.store import commits as module
 from thresher.store.commits import Commits
 
 WAIT_S = 20.0
 
 
 class Store:
-    """Remembers what is written together, each time; a window's bytes are written when the test lets them."""
+    """Notes what is written together and settled; it writes when the test lets it."""
 
     def __init__(self, window_bytes):
-        self.objects, self.written, self.committed, self._bytes = self, [], [], window_bytes
-        self.is_let = {number: threading.Event() for number in range(6)}
-        self.is_writing = {number: threading.Event() for number in range(6)}
+        self.objects, self._bytes = self, window_bytes
+        self.settled, self.written, self.failing = [], [], None
+        self.is_let, self.is_writing = threading.Event(), threading.Event()
 
     def window_bytes(self):
         return self._bytes
 
-    def write_all(self, files):
-        self.written.append(sorted(files))
+    def settle(self, names):
+        self.settled.append(sorted(names))
 
-    def mark_committed(self, windows):
-        self.committed += windows
+    def write(self, windows, settle):
+        self.is_writing.set()
+        assert self.is_let.wait(WAIT_S)
+        if self.failing in [window.number for window in windows]:
+            raise OSError(28, "No space left on device")
+        self.written.append(([window.number for window in windows], sorted(settle)))
+        return [f"record {window.number}" for window in windows]
 
 
 class Window:
-    def __init__(self, store, number, error=None):
-        self.store, self.number, self.error = store, number, error
-
-    def write(self, beside):
-        self.store.is_writing[self.number].set()
-        assert self.store.is_let[self.number].wait(WAIT_S)
-        if self.error:
-            raise self.error
-        self.store.write_all({**beside, f"bytes {self.number}": []})
-        return {f"record {self.number}": []}
+    def __init__(self, number):
+        self.number = number
 
 
-def waiting(commits, window):
-    """A thread that begins a window, once it waits for another to be written."""
-    thread = threading.Thread(target=commits.begin, args=(window,))
-    thread.start()
-    while not commits._n_waiting:
-        assert thread.is_alive()
-    return thread
+@pytest.fixture
+def store(monkeypatch):
+    monkeypatch.setattr(module, "_HELD_BYTES", 8)
+    return Store(1)  # eight windows held, four of them written together
 
 
-LARGE, SMALL = 1 << 30, 1 << 20
-
-
-def test_a_window_that_no_other_follows_is_recorded_at_once():
-    store = Store(LARGE)
+def test_windows_that_come_one_by_one_are_written_one_by_one_and_settle_those_before(store):
+    store.is_let.set()
     commits = Commits(store)
-    for number in range(2):
-        store.is_let[number].set()
-        commits.begin(Window(store, number))
-        while number not in store.committed:
+    for number in range(3):
+        commits.begin(Window(number))
+        while len(store.written) <= number:
             pass
-    assert store.written == [["bytes 0"], ["record 0"], ["bytes 1"], ["record 1"]]
     commits.wait()
-    assert len(store.written) == 4
+    assert store.written == [([0], []), ([1], ["record 0"]), ([2], ["record 1"])]
+    assert store.settled == [["record 2"]]
 
 
-def test_the_records_of_a_window_go_with_the_bytes_of_one_that_waits():
-    store = Store(LARGE)
+def test_windows_that_wait_are_written_together_up_to_half_of_what_memory_holds(store):
     commits = Commits(store)
-    commits.begin(Window(store, 0))
-    thread = waiting(commits, Window(store, 1))
-    for event in store.is_let.values():
-        event.set()
-    thread.join(WAIT_S)
+    commits.begin(Window(0))
+    assert store.is_writing.wait(WAIT_S)
+    for number in range(1, 8):
+        commits.begin(Window(number))
+    store.is_let.set()
     commits.wait()
-    assert store.written == [["bytes 0"], ["bytes 1", "record 0"], ["record 1"]]
-    assert store.committed == [0, 1]
+    assert [numbers for numbers, _ in store.written] == [[0], [1, 2, 3, 4], [5, 6, 7]]
+    assert store.written[2][1] == [f"record {number}" for number in range(1, 5)]
+    assert store.settled == [["record 5", "record 6", "record 7"]]
 
 
-def test_two_small_windows_are_written_at_once_and_recorded_together():
-    store = Store(SMALL)
+@pytest.mark.parametrize(("window_bytes", "most"), [(1, 8), (8, 1), (100, 1)])
+def test_no_more_windows_are_held_than_there_is_memory_for(store, window_bytes, most):
+    store._bytes = window_bytes
     commits = Commits(store)
-    for number in range(2):
-        commits.begin(Window(store, number))
-    assert all(store.is_writing[number].wait(WAIT_S) for number in range(2))
-    store.is_let[1].set()
-    while store.written != [["bytes 1"]]:
-        pass
-    store.is_let[0].set()
-    commits.wait()
-    assert store.written == [["bytes 1"], ["bytes 0"], ["record 0", "record 1"]]
-    assert sorted(store.committed) == [0, 1]
-
-
-def test_after_an_error_no_window_is_begun_and_those_that_are_durable_are_recorded():
-    store = Store(LARGE)
-    commits = Commits(store)
-    store.is_let[0].set()
-    commits.begin(Window(store, 0))
-    commits.begin(Window(store, 1, OSError(28, "No space left on device")))
-    thread_error = []
-
-    def begin():
-        try:
-            commits.begin(Window(store, 2))
-        except OSError as error:
-            thread_error.append(error)
-
-    thread = threading.Thread(target=begin)
+    for number in range(most):
+        commits.begin(Window(number))
+    thread = threading.Thread(target=commits.begin, args=(Window(most),))
     thread.start()
-    while not commits._n_waiting:
-        pass
-    store.is_let[1].set()
+    thread.join(0.05)
+    assert thread.is_alive(), "another window is taken"
+    store.is_let.set()
     thread.join(WAIT_S)
-    assert [error.errno for error in thread_error] == [28]
-    assert not store.is_writing[2].is_set()
+    commits.wait()
+    assert sorted(number for numbers, _ in store.written for number in numbers) == list(range(most + 1))
+
+
+def test_after_an_error_no_window_is_begun_and_records_that_are_there_are_made_durable(store):
+    store._bytes, store.failing = 8, 1
+    store.is_let.set()
+    commits = Commits(store)
+    commits.begin(Window(0))
+    commits.begin(Window(1))
+    with pytest.raises(OSError, match="No space left on device"):
+        commits.begin(Window(2))
     with pytest.raises(OSError, match="No space left on device"):
         commits.wait()
-    assert store.committed == [0]
-    assert [names for names in store.written if "record 0" in names]
-
-
-def test_an_interrupted_harvest_records_what_waited_for_a_window_that_never_came():
-    store = Store(LARGE)
-    commits = Commits(store)
-    commits.begin(Window(store, 0))
-    commits._n_waiting = 1  # of a begin that Ctrl-C ends before it is its turn
-    store.is_let[0].set()
-    while store.written != [["bytes 0"]]:
-        pass
-    commits._n_waiting = 0
-    commits.close()
-    assert store.written == [["bytes 0"], ["record 0"]]
+    assert store.written == [([0], [])]
+    assert store.settled == [["record 0"]]

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from thresher.store.files import write_all_atomically
+from thresher.store.files import sync_folders, write_all_atomically, write_all_then
 
 
 @pytest.fixture
@@ -18,7 +18,9 @@ def events(monkeypatch):
         seen.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
 
     def named(source, target):
-        assert ("sync", Path(source)) in seen, f"{source} is given its name before its bytes are durable"
+        # The files of a window are nothing without its records, which come when they are durable.
+        if not {"c", "thumbs"} & set(Path(target).parts):
+            assert ("sync", Path(source)) in seen, f"{source} is given its name before its bytes are durable"
         rename(source, target)
         seen.append(("name", Path(target)))
 
@@ -27,14 +29,31 @@ def events(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize("n", [1, 40, 300])
 def test_files_are_synced_then_named_then_their_folders_synced(events, tmp_path, n):
     paths = [tmp_path / f"folder {i % 3}" / f"{i}" for i in range(n)]
-    write_all_atomically({path: [b"a", bytes([i])] for i, path in enumerate(paths)})
+    write_all_atomically({path: [b"a", bytes([i % 256])] for i, path in enumerate(paths)})
     for i, path in enumerate(paths):
-        assert path.read_bytes() == b"a" + bytes([i])
+        assert path.read_bytes() == b"a" + bytes([i % 256])
         after_the_name = events[events.index(("name", path)) :]
         assert ("sync", path.parent) in after_the_name
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("n", [1, 300])
+def test_records_are_named_once_all_files_are_durable(events, tmp_path, n):
+    files = {tmp_path / "c" / f"{i % 3}" / f"{i}": [b"a", bytes([i % 256])] for i in range(n)}
+    records = {tmp_path / "records" / f"{i}.json": [b"{}"] for i in range(n)}
+    waiting = tmp_path / "earlier"
+    waiting.mkdir()
+    left = write_all_then(files, records, [waiting])
+    assert {path: path.read_bytes() for path in files} == {path: b"".join(parts) for path, parts in files.items()}
+    first = min(events.index(("name", record)) for record in records)
+    durable = {path for kind, path in events[:first] if kind == "sync"}
+    assert set(files) | {path.parent for path in files} | {tmp_path / "c", waiting} <= durable
+    assert left == {tmp_path / "records", tmp_path}
+    sync_folders(left)
+    assert [("sync", folder) in events[first:] for folder in left] == [True, True]
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -62,4 +81,6 @@ def test_a_window_s_bytes_are_durable_before_any_of_its_records_is_there(make_st
         assert max(names.index(file) for file in files) < first_record
         at = events.index(("name", made.path / names[first_record]))
         durable = {path for kind, path in events[:at] if kind == "sync"}
-        assert {(made.path / file).parent for file in files} <= durable
+        assert {(made.path / file).parent for file in files} | {made.path / file for file in files} <= durable
+        after = {path for kind, path in events[at:] if kind == "sync"}
+        assert {(made.path / record).parent for record in records} <= after
