@@ -19,7 +19,7 @@ from .classes_options import ClassesOptions
 from .features import FeatureActivations, open_features
 from .folders import refuse_existing
 from .shared_features import Membership, SharedFeatures, membership, shared_features
-from .stored_statistics import StoredStatistics, open_statistics
+from .stored_statistics import StoredStatistics, are_of, open_statistics
 
 CLASSES_TSV, FEATURES_TSV, PAIRS_TSV = "classes.tsv", "class_features.tsv", "class_pairs.tsv"
 _PAIRS_AT_ONCE = 1 << 20
@@ -155,7 +155,7 @@ def classes(
     open_run(run_path)  # which says so where there is none
     features, stored = open_features(run_path), open_statistics(run_path)
     statistics = stored.statistics
-    if stored.summary.get("sae_sha256") != features.info.sae_sha256 or statistics.d_sae != features.d_sae:
+    if not are_of(stored, features.info):
         raise StoreError(f"{run_path} holds statistics of other feature activations: run `thresher stats --overwrite`.")
     if not len(statistics.label_ids):
         raise ValueError(f"no row of {run_path} has a label: classes are those of a harvest of labelled images")

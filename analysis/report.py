@@ -13,6 +13,7 @@ from ..store.files import FolderLock, write_atomically
 from ..store.reader import ActivationStore, open_store
 from ..train.run_dir import Run, open_run
 from . import report_sections as parts
+from .features import FEATURES_ZARR, open_features
 from .folders import refuse_existing
 from .post import differences
 from .report_figures import draw_statistics
@@ -20,7 +21,7 @@ from .report_numbers import glance
 from .report_page import Page, Section, render
 from .report_sections import said
 from .report_text import Beside
-from .stored_statistics import StoredStatistics, open_statistics
+from .stored_statistics import StoredStatistics, are_of, open_statistics
 
 REPORT_HTML = "report.html"
 
@@ -50,6 +51,11 @@ def report(run_path: Path | str, *, overwrite: bool = False, reporter: Reporter 
     run = open_run(run_path)
     refuse_existing(run_path / REPORT_HTML, overwrite=overwrite)
     stored = open_statistics(run_path)
+    if (run_path / FEATURES_ZARR).exists() and not are_of(stored, open_features(run_path).info):
+        reporter.warn(
+            f"{run_path} was encoded again, on other rows or with another store, since its statistics were made: "
+            "`thresher stats --overwrite` makes those of the features that are there now"
+        )
     with closing(FolderLock(run_path)):
         reporter.say(f"drawing the figures into {run_path / 'figures'}")
         page = _page(run, stored)

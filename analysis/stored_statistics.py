@@ -58,6 +58,7 @@ from ..train.l0 import L0Summary
 from .activation_bins import BIN_EDGES
 from .clusters import Coherence, UldSplit, summarise_uld
 from .columns import write_array
+from .features import FeaturesInfo
 from .folders import new_folder
 from .l0_counts import L0_THRESHOLDS
 from .quality import Quality
@@ -261,6 +262,17 @@ def _read_statistics(path: Path, document: dict[str, Any], group: Any) -> Stored
     )
     details = StoredDetails(group, path, document.get("absent", {}))
     return StoredStatistics(path, document, statistics, arrays["is_uld"][:], details)
+
+
+def are_of(stored: StoredStatistics, info: FeaturesInfo) -> bool:
+    """Whether statistics are of these feature activations: of the same SAE, store, site and number of rows."""
+    summary = stored.summary
+    n_rows = {"train": info.n_train, "heldout": info.n_held_out, "all": info.n_encoded}[summary["split"]]
+    return (
+        n_rows == summary["n_rows"]
+        and info.d_sae == summary["d_sae"]
+        and all(summary[name] == getattr(info, name) for name in ("sae_sha256", "store_fingerprint", "site"))
+    )
 
 
 def _l0(summary: L0Summary) -> dict[str, Any]:

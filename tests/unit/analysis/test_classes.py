@@ -13,7 +13,7 @@ from thresher.analysis.classes_options import ClassesOptions
 from thresher.analysis.classes_text import format_classes
 from thresher.analysis.encode import encode
 from thresher.analysis.features import HELD_OUT, TRAIN, open_features
-from thresher.analysis.options import StatsOptions
+from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.shared_features import Membership, _adjusted, membership, poisson_tail, shared_features
 from thresher.analysis.stats import stats
 from thresher.cli import main
@@ -129,6 +129,16 @@ def test_rows_without_classes_to_tell_apart_are_refused(make_store, make_run, la
     encode(run.path)
     stats(run.path, StatsOptions(figures=False))
     with pytest.raises(ValueError, match=message):
+        classes(run.path)
+
+
+def test_statistics_of_other_rows_are_told(make_store, make_run):
+    run = make_run(make_store(60, labels=np.repeat(np.arange(3), 20).astype(np.int32)).path)
+    encode(run.path)
+    stats(run.path, StatsOptions(figures=False))
+    classes(run.path, "0")
+    encode(run.path, EncodeOptions(rows=30, overwrite=True))
+    with pytest.raises(StoreError, match="statistics of other feature activations: run `thresher stats --overwrite`"):
         classes(run.path)
 
 
