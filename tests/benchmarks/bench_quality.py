@@ -3,11 +3,12 @@
     nice python tests/benchmarks/bench_quality.py [--variant topk ...] [--seeds 0 1 2] [--steps 2000] [--quick]
 
 Rows are the embedded pictures' through the embedded tower, layer 4, the class token, each coordinate at mean 0 and
-deviation 1. Every library trains on the same batches in the same order, as many features, Adam at the same rate with
-the same course, from its own starting weights. For each library and variant a frontier: mean L0 and explained variance
-over seeds at each setting of its sparsity. Where the L0 of two libraries differ, the other's explained variance is read
-off its frontier at our L0, linear in log L0. `change` is how much our explained variance moved over the last fifth of
-the steps, in per cent.
+deviation 1. Every library trains on the same batches in the same order, as many features, with Adam and the same course
+of the learning rate, from its own starting weights. Each is shown at its best of some rates: decoder rows of norm 1
+want a higher one than rows that begin small. For each library, variant and rate a frontier: mean L0 and explained
+variance over seeds at each setting of its sparsity. Where the L0 of two libraries differ, the other's explained
+variance is read off its frontiers at our L0, linear in log L0, and the best is shown. `change` is how much our
+explained variance moved over the last fifth of the steps, in per cent.
 
 A whole run takes hours on a CPU: each SAE is noted as it is finished in WORK/runs.jsonl, and the same command goes on
 with those that are not there. (Delete that file, or name another --work, to measure changed code.)
@@ -71,7 +72,7 @@ PEERS = {
     },
 }
 """Settings of the other libraries' own coefficients that span the same range of L0."""
-BATCH, LR = 1024, 1e-3
+BATCH = 1024
 
 
 def prepare(folder: Path, steps: int, limit: int | None) -> Path:
@@ -143,15 +144,11 @@ class Record:
 
 
 def train_ours(
-    folder: Path, store_path: Path, variant: str, seeds: list[int], steps: int, expansion: float, record: Record
+    folder: Path, store_path: Path, variant: str, seeds: list[int], base: TrainOptions, record: Record
 ) -> list[Answer]:
-    """Train what is missing of a variant, the seeds of each setting in one pass."""
+    """Train what is missing of a variant at a rate, the seeds of each setting in one pass."""
     name, values = OURS[variant]
-    base = TrainOptions(
-        variant=variant, expansion=expansion, lr=LR, warmup=100, batch_size=BATCH, rows=BATCH * steps, device="cpu",
-        order_seed=0, dead_after_rows=150 * BATCH, eval_every=0, checkpoint_every=0, overwrite=True,
-        log_every=max(1, steps // 40),
-    )  # fmt: skip
+    base = replace(base, variant=variant)
     for value in values:
         members = {
             folder / f"{variant}-{value:g}-{seed}": replace(
@@ -190,6 +187,7 @@ def train_theirs(
     folder: Path,
     seeds: list[int],
     d_sae: int,
+    lr: float,
     prefixes: list[int],
     record: Record,
 ) -> tuple[list[Answer], str]:
@@ -199,7 +197,7 @@ def train_theirs(
         left = record.missing(library, variant, setting, seeds)
         if not left:
             continue
-        command = [python, HERE / "quality" / "train_peer.py", library, variant, folder, "--d-sae", d_sae, "--lr", LR]
+        command = [python, HERE / "quality" / "train_peer.py", library, variant, folder, "--d-sae", d_sae, "--lr", lr]
         command += ["--seeds", *left, "--settings", setting, "--prefixes", *prefixes]
         with (
             tempfile.TemporaryFile("w+") as errors,
@@ -216,8 +214,12 @@ def train_theirs(
     return record.answers(library, variant, settings, seeds), reason
 
 
-def frontier(answers: list[Answer], split: str) -> list[tuple[float, float, float]]:
-    """Mean L0, mean and deviation of the explained variance over seeds, of each setting, ascending in L0."""
+Frontier = list[tuple[float, float, float]]
+"""Mean L0, mean and deviation of the explained variance over seeds, of each setting, ascending in L0."""
+
+
+def frontier(answers: list[Answer], split: str) -> Frontier:
+    """That of some SAEs on a split."""
     points = []
     for setting in sorted({answer["setting"] for answer in answers}):
         chosen = [answer[split] for answer in answers if answer["setting"] == setting]
@@ -226,10 +228,14 @@ def frontier(answers: list[Answer], split: str) -> list[tuple[float, float, floa
     return sorted(points)
 
 
-def at(points: list[tuple[float, float, float]], l0: float) -> float:
-    """Explained variance of a frontier at an L0, linear in its logarithm; NaN outside."""
-    l0s, evs = np.log([p[0] for p in points]), [p[1] for p in points]
-    return float(np.interp(np.log(l0), l0s, evs, left=np.nan, right=np.nan))
+def best_at(frontiers: list[Frontier], l0: float) -> float:
+    """The largest explained variance of frontiers at an L0, linear in its logarithm; NaN outside of all."""
+    found = []
+    for points in frontiers:
+        l0s, evs = np.log([p[0] for p in points]), [p[1] for p in points]
+        inside = l0s[0] - 1e-6 <= np.log(l0) <= l0s[-1] + 1e-6
+        found.append(float(np.interp(np.log(l0), l0s, evs)) if inside else np.nan)
+    return float(np.nanmax(found)) if not np.isnan(found).all() else np.nan
 
 
 def main() -> None:
@@ -239,13 +245,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--expansion", type=float, default=8.0)
+    parser.add_argument("--lr", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2], help="rates that are tried")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "thresher-bench-quality")
     parser.add_argument("--venvs", type=Path, help="folder of the peers' environments; by default WORK/venvs")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="an environment's python")
     parser.add_argument("--quick", action="store_true", help="TopK alone, few pictures and steps, no other library")
     a = parser.parse_args()
     if a.quick:
-        a.variant, a.seeds, a.steps, a.expansion = ["topk"], [0], 20, 2.0
+        a.variant, a.seeds, a.steps, a.expansion, a.lr = ["topk"], [0], 20, 2.0, [1e-3]
         a.work = Path(tempfile.mkdtemp(prefix="thresher-bench-quality-"))
     given = dict(pair.split("=", 1) for pair in a.python)
     a.work.mkdir(parents=True, exist_ok=True)
@@ -260,35 +267,51 @@ def main() -> None:
     print(f"{a.steps:,} steps of {BATCH:,} rows, d_in {d_in}, {d_sae:,} features, seeds {a.seeds}; ", end="")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}\n")
     print(
-        "| variant | L0 | EV (train rows) | +- | EV (held out) | change % |",
+        "| variant | L0 | rate | EV (train rows) | +- | EV (held out) | change % |",
         *(f" {name} at that L0 |" for name in peers),
         sep="",
     )
-    print("| --- | --- | --- | --- | --- | --- |" + " --- |" * len(peers), flush=True)
-    record = Record(a.work / "runs.jsonl", {"steps": a.steps, "d_in": d_in, "d_sae": d_sae, "batch": BATCH, "lr": LR})
+    print("| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(peers), flush=True)
+    course = {"steps": a.steps, "d_in": d_in, "d_sae": d_sae, "batch": BATCH}
+    records = {lr: Record(a.work / "runs.jsonl", {**course, "lr": lr}) for lr in a.lr}
+    base = TrainOptions(
+        expansion=a.expansion, warmup=100, batch_size=BATCH, rows=BATCH * a.steps, device="cpu", order_seed=0,
+        dead_after_rows=150 * BATCH, eval_every=0, checkpoint_every=0, overwrite=True, log_every=max(1, a.steps // 40),
+    )  # fmt: skip
     for variant in a.variant:
-        ours = train_ours(a.work, store_path, variant, a.seeds, a.steps, a.expansion, record)
+        ours = {
+            lr: train_ours(a.work, store_path, variant, a.seeds, replace(base, lr=lr), record)
+            for lr, record in records.items()
+        }
         prefixes = TrainOptions(variant="matryoshka", expansion=a.expansion).prefixes(d_sae)
-        frontiers, reasons = {}, {}
+        frontiers: dict[str, list[Frontier]] = {}
+        reasons = {}
         for library, (python, reason) in peers.items():
-            answers: list[Answer] = []
+            frontiers[library] = []
             if variant not in PEERS[library]:
                 reason = "has none"
             elif python is not None:
-                answers, reason = train_theirs(python, library, variant, a.work, a.seeds, d_sae, prefixes, record)
+                for lr, record in records.items():
+                    answers, reason = train_theirs(
+                        python, library, variant, a.work, a.seeds, d_sae, lr, prefixes, record
+                    )
+                    frontiers[library] += [frontier(answers, "train")] if answers else []
             reasons[library] = reason
-            frontiers[library] = frontier(answers, "train") if answers else []
-        held_out = dict(zip([p[0] for p in frontier(ours, "train")], frontier(ours, "heldout"), strict=True))
-        for l0, ev, deviation in frontier(ours, "train"):
-            change = max(abs(r["change"]) for r in ours if np.isclose(r["train"]["l0"], l0, rtol=0.3))
-            theirs = [f"{at(points, l0):.4f}" if points else reasons[library] for library, points in frontiers.items()]
+        for setting in OURS[variant][1]:
+            tried = {lr: [answer for answer in ours[lr] if answer["setting"] == setting] for lr in a.lr}
+            lr = max(a.lr, key=lambda lr: frontier(tried[lr], "heldout")[0][1])
+            ((l0, ev, deviation),) = frontier(tried[lr], "train")
+            theirs = [
+                f"{best_at(found, l0):.4f}" if found else reasons[library] for library, found in frontiers.items()
+            ]
             cells = [
                 variant,
                 f"{l0:.1f}",
+                f"{lr:g}",
                 f"{ev:.4f}",
                 f"{deviation:.4f}",
-                f"{held_out[l0][1]:.4f}",
-                f"{100 * change:.2f}",
+                f"{frontier(tried[lr], 'heldout')[0][1]:.4f}",
+                f"{100 * max(abs(answer['change']) for answer in tried[lr]):.2f}",
             ]
             print("| " + " | ".join([*cells, *theirs]) + " |", flush=True)
     for name, python in {environment: path for environment, path in given.items()}.items():
