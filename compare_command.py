@@ -21,9 +21,9 @@ _NOTHING = "-"
 def compare(runs: tuple[Path, ...], as_json: bool) -> None:
     """Show the statistics of several RUNs in one table.
 
-    L0, explained variance, dead features, the ultra-low-density cluster with its coherence, label entropy: what
-    `thresher stats` wrote. A sweep stands for those of its runs that have statistics. (`thresher sweep` compares what
-    was measured while training.)
+    L0, explained variance, dead features, the ultra-low-density cluster with its coherence, label entropy: what `stats`
+    wrote. A sweep stands for those of its runs that have statistics. (`sweep` compares what was measured while
+    training.)
 
     \b
     Example: thresher compare run-x16 run-x64

@@ -27,7 +27,7 @@ HELP = [part for command in main.commands.values() for part in commands_in(comma
 
 @pytest.mark.parametrize("line", sorted({*SHELL, *INLINE, *HELP}))
 def test_the_command_line_takes_it(line):
-    name, *arguments = shlex.split(line)
+    name, *arguments = shlex.split(line, comments=True)
     command = main.commands[name]
     try:
         context = command.make_context(name, list(arguments), parent=click.Context(main))

@@ -171,7 +171,7 @@ def _stopped(options, store, path):
     ("started", "resumed", "message"),
     [
         ({}, {"layer": 2}, "started with site = layers/1/resid_post/cls, not layers/2/resid_post/cls"),
-        ({}, {"to_layer": 2}, "started with target site = None, not layers/2/resid_post/cls"),
+        ({}, {"to_layer": 2}, "started without target site, not with layers/2/resid_post/cls"),
         ({"to_layer": 2}, {"to_layer": None}, "started with target site = layers/2/resid_post/cls, not None"),
         ({}, {"order_seed": 7}, "started with order_seed = 0, not 7"),
         ({"order_seed": 7}, {"order_seed": None}, "started with order_seed = 7, not 0"),
