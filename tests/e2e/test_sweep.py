@@ -26,7 +26,9 @@ def test_a_sweep_from_training_to_its_figure(chain, thresher, inside, refused, t
     listed = json.loads(inside("sweep", "sweep", "--json", cwd=tmp_path).stdout)
     assert [each["varies"] for each in listed["saes"]] == [{"k": 2}, {"k": 4}, {"k": 8}]
     assert "3 finished" in inside("info", "sweep", cwd=tmp_path).stdout
-    refused("stats", "sweep", says="sweep is a sweep of several SAEs: name one of them, such as sweep/k=2", cwd=tmp_path)
+    refused(
+        "stats", "sweep", says="sweep is a sweep of several SAEs: name one of them, such as sweep/k=2", cwd=tmp_path
+    )
     encoded = inside("encode", "sweep", cwd=tmp_path).stdout
     assert [f"Next: thresher stats sweep/k={k}" in encoded for k in (2, 4, 8)] == [True] * 3
 
