@@ -97,10 +97,10 @@ def table(timings: dict[str, Timings]) -> list[str]:
         if not found.units:
             lines.append(f"| {name} | {found.reason} | | | | | |")
             continue
-        mine = ours[IMPLEMENTATIONS[name].family]
+        mine = ours.get(IMPLEMENTATIONS[name].family)  # --only may leave it out
         units, memory = statistics.median(found.units), statistics.median(found.memory)
         ratios = ("", "")
-        if mine.units:
+        if mine is not None and mine.units:
             ratios = (f"{units / statistics.median(mine.units):.2f}", f"{memory / statistics.median(mine.memory):.2f}")
         cpu, wall = statistics.median(found.cpu) * 1e3, statistics.median(found.wall) * 1e3
         lines.append(
