@@ -5,7 +5,6 @@ import time
 import torch
 
 from ..progress import Reporter, format_bytes, format_rate, format_s
-from ..store.commits import windows_held
 from ..store.layout import predicted_bytes
 from ..store.writer import StoreWriter
 from .batches import Batch
@@ -52,8 +51,7 @@ def announce(
         f"{format_s(total_s)} on {job.tower.device.type}{_processes(ranks)} ({format_rate(n_left / total_s)} images/s "
         "measured on one batch)."
     )
-    n_held = 1 + windows_held(writer.window_bytes())  # one is filled while others are written
-    memory_bytes = writer.window_bytes() * min(n_held, len(writer.pending))
+    memory_bytes = writer.window_bytes() * min(2, len(writer.pending))  # one is written while the next is filled
     if memory_bytes > _LARGE_WINDOW:
         images = min(spec.rows_per_chunk, spec.n_images)
         reporter.say(

@@ -150,30 +150,6 @@ class StoreWriter:
         """Begin a window."""
         return WindowWriter(self, window)
 
-    def write(self, windows: Sequence["WindowWriter"], settle: Collection[str] = ()) -> Collection[str]:
-        """Write windows, then record them; gives what is not durable yet of their records' names.
-
-        Parameters
-        ----------
-        windows
-            Each whole.
-        settle
-            What earlier calls gave; see `Objects.write_then`.
-        """
-        records: Files = {}
-        files: Files = {}
-        for chunk in (chunk for window in windows for chunk in window.encoded()):
-            files |= chunk.files
-            records |= chunk.record_files
-            if sum(len(part) for parts in files.values() for part in parts) > _BYTES_AT_ONCE:
-                self.objects.write_all(files)
-                files = {}
-        left = self.objects.write_then(files, records, settle)
-        for window in windows:
-            if window.number in self.pending:
-                self.pending.remove(window.number)
-        return left
-
     def close(self) -> None:
         """Let another process write here."""
         if self._lock is not None:
@@ -280,7 +256,29 @@ class WindowWriter:
 
     def commit(self) -> None:
         """Write the window, then record it; when this returns, both are durable."""
-        self._writer.objects.settle(self._writer.write([self]))
+        self._writer.objects.settle(self.write())
+
+    def write(self, settle: Collection[str] = ()) -> Collection[str]:
+        """Write the window, then record it; gives what is not durable yet of its records' names.
+
+        Parameters
+        ----------
+        settle
+            What an earlier window gave; see `Objects.write_then`.
+        """
+        objects = self._writer.objects
+        records: Files = {}
+        files: Files = {}
+        for chunk in self.encoded():
+            files |= chunk.files
+            records |= chunk.record_files
+            if sum(len(part) for parts in files.values() for part in parts) > _BYTES_AT_ONCE:
+                objects.write_all(files)
+                files = {}
+        left = objects.write_then(files, records, settle)
+        if self.number in self._writer.pending:
+            self._writer.pending.remove(self.number)
+        return left
 
     def encoded(self) -> Iterator["EncodedChunk"]:
         """Each chunk of each array of the window, and its thumbnails, as they are to be written."""

@@ -85,7 +85,7 @@ def test_kills_at_random_moments_leave_no_trace(source, tmp_path, case):
         process.wait()
         written = {int(p.parent.name) // tokens for p in broken.glob(f"{layers[0]}/c/*/0")}
         done = committed(broken, arrays, tokens)
-        assert len(written - done) <= 8  # computed again: small windows that were being written together
+        assert len(written - done) <= 1  # what is computed again: at most the window in hand
     n_left = N_IMAGES - len(committed(broken, arrays, tokens)) * ROWS_PER_CHUNK
     assert n_left > 0
     last = start(source, broken, *options)

@@ -10,7 +10,7 @@ from thresher.store.format import Site
 from thresher.store.objects import LocalFolder
 from thresher.store.reader import open_store
 from thresher.store.verify import verify_store
-from thresher.store.writer import StoreWriter
+from thresher.store.writer import WindowWriter
 
 
 class Listener(Reporter):
@@ -54,14 +54,14 @@ def files_below(path):
 
 
 def interrupt_after(monkeypatch, n):
-    real = StoreWriter.write
+    real = WindowWriter.write
 
-    def interrupted(self, windows, settle):
-        if any(window.number >= n for window in windows):
+    def interrupted(self, settle):
+        if self.number >= n:
             raise OSError(28, "No space left on device")
-        return real(self, windows, settle)
+        return real(self, settle)
 
-    monkeypatch.setattr(StoreWriter, "write", interrupted)
+    monkeypatch.setattr(WindowWriter, "write", interrupted)
 
 
 @pytest.mark.parametrize("token", ["cls", "patch"])

@@ -1,4 +1,4 @@
-"""Windows are written while the next ones are computed, and never more than are said to be."""
+"""Windows are written while the next ones are computed, and never more than that."""
 
 import threading
 
@@ -6,11 +6,10 @@ import pytest
 from thresher.harvest import batches
 from thresher.harvest.options import HarvestOptions
 from thresher.harvest.run import harvest
-from thresher.store import commits
 from thresher.store.errors import UnfinishedStoreError
 from thresher.store.reader import open_store
 from thresher.store.verify import verify_store
-from thresher.store.writer import StoreWriter, WindowWriter
+from thresher.store.writer import WindowWriter
 
 WAIT_S = 20.0
 
@@ -33,38 +32,37 @@ def files_below(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture(params=[0, 1 << 20], ids=["large windows", "small windows"])
-def held(request, monkeypatch, folder):
-    """Windows that may be in memory beside the one that is filled."""
-    monkeypatch.setattr(commits, "_HELD_BYTES", request.param)
-    return 5 if request.param else 1
-
-
-def test_a_window_is_computed_while_others_are_written(options, folder, tmp_path, monkeypatch, held):
+def test_a_window_is_computed_while_the_one_before_is_written_and_one_at_a_time_is(
+    options, folder, tmp_path, monkeypatch
+):
     harvest(options(), folder, tmp_path / "whole.zarr")
-    real_write, real_put = StoreWriter.write, WindowWriter.put
-    is_begun = [threading.Event() for _ in range(5)]
-    written = []
+    real_write, real_put = WindowWriter.write, WindowWriter.put
+    is_begun = [threading.Event() for _ in range(6)]
+    is_begun[5].set()  # after the last window there is none
+    committing, most, order = [], 0, []
 
     def put(self, *arguments, **how):
         is_begun[self.number].set()
         real_put(self, *arguments, **how)
 
-    def write(self, windows, settle):
-        written.append([window.number for window in windows])
-        following = min(max(written[-1]) + held, 4)  # after the last window there is none
-        assert is_begun[following].wait(WAIT_S), "the tower waits for the disk"
-        return real_write(self, windows, settle)
+    def write(self, settle):
+        nonlocal most
+        committing.append(self.number)
+        most = max(most, len(committing))
+        assert is_begun[self.number + 1].wait(WAIT_S), "the tower waits for the disk"
+        left = real_write(self, settle)
+        order.append(committing.pop())
+        return left
 
     monkeypatch.setattr(WindowWriter, "put", put)
-    monkeypatch.setattr(StoreWriter, "write", write)
+    monkeypatch.setattr(WindowWriter, "write", write)
     harvest(options(), folder, tmp_path / "s.zarr")
-    assert written == [[0], [1], [2], [3], [4]] if held == 1 else written == [[0], [1, 2, 3, 4]]
+    assert (most, order) == (1, [0, 1, 2, 3, 4])
     assert files_below(tmp_path / "s.zarr") == files_below(tmp_path / "whole.zarr")
 
 
-def test_no_more_windows_are_in_memory_than_are_said_to_be(options, folder, tmp_path, monkeypatch, held):
-    real_write, real_window = StoreWriter.write, WindowWriter.__init__
+def test_at_most_one_window_waits_to_be_written(options, folder, tmp_path, monkeypatch):
+    real_write, real_window = WindowWriter.write, WindowWriter.__init__
     n_begun, n_done, ahead = 0, 0, []
 
     def begin(self, writer, number):
@@ -73,52 +71,51 @@ def test_no_more_windows_are_in_memory_than_are_said_to_be(options, folder, tmp_
         ahead.append(n_begun - n_done)  # windows in memory, this one among them
         real_window(self, writer, number)
 
-    def write(self, windows, settle):
+    def write(self, settle):
         nonlocal n_done
         threading.Event().wait(0.05)  # slower than the tower
-        left = real_write(self, windows, settle)
-        n_done += len(windows)
+        left = real_write(self, settle)
+        n_done += 1
         return left
 
     monkeypatch.setattr(WindowWriter, "__init__", begin)
-    monkeypatch.setattr(StoreWriter, "write", write)
+    monkeypatch.setattr(WindowWriter, "write", write)
     harvest(options(), folder, tmp_path / "s.zarr")
     assert len(ahead) == 5
-    assert max(ahead) <= 1 + held
+    assert max(ahead) == 2
 
 
 @pytest.mark.parametrize("failing", [0, 2, 4])
 def test_a_window_that_cannot_be_written_ends_the_harvest_with_its_own_error(
-    options, folder, tmp_path, monkeypatch, failing, held
+    options, folder, tmp_path, monkeypatch, failing
 ):
-    real, written = StoreWriter.write, []
+    real, tried = WindowWriter.write, []
 
-    def write(self, windows, settle):
-        if any(window.number == failing for window in windows):
+    def write(self, settle):
+        tried.append(self.number)
+        if self.number == failing:
             raise OSError(28, "No space left on device")
-        written.extend(window.number for window in windows)
-        return real(self, windows, settle)
+        return real(self, settle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "write", write)
+        patch.setattr(WindowWriter, "write", write)
         with pytest.raises(OSError, match="No space left on device"):
             harvest(options(), folder, tmp_path / "s.zarr")
-    assert written == list(range(len(written)))  # none after it, and none that was to be written with it
-    assert len(written) == failing if held == 1 else len(written) <= failing
-    with pytest.raises(UnfinishedStoreError, match=f"holds {5 * len(written)} of 24 rows"):
+    assert tried == list(range(failing + 1))  # none after it
+    with pytest.raises(UnfinishedStoreError, match=f"holds {5 * failing} of 24 rows"):
         open_store(tmp_path / "s.zarr")
-    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested == 24 - 5 * len(written)
+    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested == 24 - 5 * failing
     assert verify_store(tmp_path / "s.zarr").problems == []
 
 
 def test_an_interrupt_leaves_the_window_whole_that_is_being_written(options, folder, tmp_path, monkeypatch):
-    real_write, real_decode = StoreWriter.write, batches.decode_image
+    real_write, real_decode = WindowWriter.write, batches.decode_image
     is_writing, is_interrupted = threading.Event(), threading.Event()
 
-    def write(self, windows, settle):
+    def write(self, settle):
         is_writing.set()
         assert is_interrupted.wait(WAIT_S)
-        return real_write(self, windows, settle)
+        return real_write(self, settle)
 
     def decode(data):
         if is_writing.is_set():
@@ -127,7 +124,7 @@ def test_an_interrupt_leaves_the_window_whole_that_is_being_written(options, fol
         return real_decode(data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "write", write)
+        patch.setattr(WindowWriter, "write", write)
         patch.setattr(batches, "decode_image", decode)
         with pytest.raises(KeyboardInterrupt):
             harvest(options(), folder, tmp_path / "s.zarr")

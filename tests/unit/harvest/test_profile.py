@@ -7,7 +7,7 @@ from thresher.harvest.profile import DECODE, TOWER, Profile, format_stages
 from thresher.harvest.ranks import Ranks
 from thresher.harvest.run import harvest
 from thresher.progress import Reporter
-from thresher.store.writer import StoreWriter
+from thresher.store.writer import WindowWriter
 
 
 class Listener(Reporter):
@@ -44,7 +44,7 @@ def slow(monkeypatch, where, name, seconds):
 
 def test_the_stage_that_is_slow_has_the_time(options, folder, tmp_path, monkeypatch):
     slow(monkeypatch, batches, "decode_image", 0.05)  # 12 images, 0.6 s
-    slow(monkeypatch, StoreWriter, "write", 0.1)  # 3 windows, 0.3 s
+    slow(monkeypatch, WindowWriter, "write", 0.1)  # 3 windows, 0.3 s
     listener = Listener()
     result = harvest(options(profile=True), folder, tmp_path / "s.zarr", listener)
     seconds = {stage.stage: stage.seconds for stage in result.profile}

@@ -23,7 +23,7 @@ from thresher.store.objects import LocalFolder
 from thresher.store.reader import open_store
 from thresher.store.row_order import RowOrder
 from thresher.store.verify import verify_store
-from thresher.store.writer import StoreWriter
+from thresher.store.writer import WindowWriter
 
 
 class Listener(Reporter):
@@ -231,15 +231,15 @@ def test_a_stopped_harvest_goes_on_and_ends_with_the_same_bytes(options, folder,
     harvest(options(), folder, tmp_path / "again.zarr")
     assert files_below(tmp_path / "whole.zarr") == files_below(tmp_path / "again.zarr")
 
-    real = StoreWriter.write
+    real = WindowWriter.write
 
-    def interrupted(self, windows, settle):
-        if any(window.number for window in windows):
+    def interrupted(self, settle):
+        if self.number:
             raise OSError(28, "No space left on device")
-        return real(self, windows, settle)
+        return real(self, settle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "write", interrupted)
+        patch.setattr(WindowWriter, "write", interrupted)
         with pytest.raises(OSError, match="No space left"):
             harvest(options(), folder, tmp_path / "part.zarr")
     result = harvest(options(), folder, tmp_path / "part.zarr")
@@ -383,13 +383,13 @@ def test_a_worker_that_is_killed_is_reported_and_the_harvest_goes_on_later(optio
 
 
 def test_a_worker_that_dies_while_a_window_is_written_is_reported_too(options, folder, tmp_path, monkeypatch):
-    real = StoreWriter.write
+    real = WindowWriter.write
 
-    def write(self, windows, settle):
-        real(self, windows, settle)
+    def write(self, settle):
+        real(self, settle)
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # torch's, in its SIGCHLD handler
 
-    monkeypatch.setattr(StoreWriter, "write", write)
+    monkeypatch.setattr(WindowWriter, "write", write)
     with pytest.raises(ChildProcessError, match=r"a decoding process died \(DataLoader worker \(pid 7\)"):
         harvest(options(workers=1), folder, tmp_path / "s.zarr")
 

@@ -13,7 +13,6 @@ from thresher.harvest.run import harvest
 from thresher.harvest.sites import capture, resolve_sites
 from thresher.harvest.vision import load_tower
 from thresher.progress import Reporter
-from thresher.store import commits
 from thresher.store.errors import StoreError
 from thresher.store.format import SITES, Site
 from thresher.store.reader import open_store
@@ -157,7 +156,6 @@ def test_the_memory_of_a_large_window_is_told(options, folder, tmp_path, monkeyp
     quiet, told = Listener(), Listener()
     harvest(options(token="patch"), folder, tmp_path / "quiet.zarr", quiet)
     assert not any("of memory" in line for line in quiet.said)
-    monkeypatch.setattr(commits, "_HELD_BYTES", 0)
     # Two windows, one of which is written: of images, tokens, width, bytes of float16.
     monkeypatch.setattr(announce, "_LARGE_WINDOW", 2 * 5 * 16 * 32 * 2 - 1)
     harvest(options(token="patch"), folder, tmp_path / "told.zarr", told)
@@ -173,19 +171,19 @@ def test_images_and_tokens_are_told_before_the_start(options, folder, tmp_path):
 
 
 def test_a_stopped_harvest_of_patches_goes_on_and_ends_with_the_same_bytes(options, folder, tmp_path, monkeypatch):
-    from thresher.store.writer import StoreWriter
+    from thresher.store.writer import WindowWriter
 
     chosen = options(token="patch", site=("resid_post", "mlp_out"))
     harvest(chosen, folder, tmp_path / "whole.zarr")
-    real = StoreWriter.write
+    real = WindowWriter.write
 
-    def interrupted(self, windows, settle):
-        if any(window.number for window in windows):
+    def interrupted(self, settle):
+        if self.number:
             raise OSError(28, "No space left on device")
-        return real(self, windows, settle)
+        return real(self, settle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreWriter, "write", interrupted)
+        patch.setattr(WindowWriter, "write", interrupted)
         with pytest.raises(OSError, match="No space left"):
             harvest(chosen, folder, tmp_path / "part.zarr")
     assert harvest(chosen, folder, tmp_path / "part.zarr").n_harvested == 7
