@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from listener import Listener
 from PIL import Image
 from scipy import stats as scipy_stats
 from thresher.analysis.align_options import AlignOptions
@@ -24,7 +25,6 @@ from thresher.cli import main
 from thresher.harvest.options import HarvestOptions
 from thresher.harvest.rewrite import load_recorded_clip
 from thresher.harvest.run import harvest
-from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 from thresher.store.format import Site
 from thresher.store.loading import plan_loading
@@ -430,14 +430,6 @@ def test_options_out_of_range_are_refused(options):
         AlignOptions(**options)
 
 
-class Heard(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-
 def test_the_command_prints_tables_or_the_document(make_run):
     run = make_run(np.random.default_rng(11).standard_normal((30, D)))
     arguments = ["align", str(run), "--project", "--null-directions", "200", "--no-figures", "--quiet"]
@@ -452,7 +444,7 @@ def test_the_command_prints_tables_or_the_document(make_run):
 
 def test_a_run_without_neurons_images_says_how_to_get_them(made, make_run):
     run = make_run(np.random.default_rng(12).standard_normal((10, D)), store=made.alone)
-    heard = Heard()
+    heard = Listener()
     align(run, AlignOptions(**QUICK), heard)
     assert any("name it with --neurons, or give --project" in said for said in heard.said)
 

@@ -6,25 +6,17 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from listener import Listener
 from thresher.analysis.attribute_table import read_table
 from thresher.analysis.attributes_options import AttributesOptions
 from thresher.analysis.encode import encode
 from thresher.analysis.known_attributes import SAE, attributes_of_run
 from thresher.cli import main
-from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 from thresher.store.format import Site
 from thresher.store.reader import open_store
 
 QUICK = AttributesOptions(resamples=40, min_rows=20)
-
-
-class Heard(Reporter):
-    def __init__(self):
-        self.warned: list[str] = []
-
-    def warn(self, text):
-        self.warned.append(text)
 
 
 @pytest.fixture
@@ -49,7 +41,7 @@ def planted(make_store, make_run, dense, tmp_path):
 
 def test_the_planted_attribute_is_known_by_its_feature_and_chance_by_none(planted):
     run, path = planted
-    heard = Heard()
+    heard = Listener()
     known = attributes_of_run(run.path, read_table(path, group="who"), QUICK, heard)
     best = known.best()
     assert (best[0].kind, best[0].value, best[0].feature) == ("planted", "true", 6)
@@ -97,7 +89,7 @@ def test_an_untrained_run_and_a_store_of_neurons_stand_beside_and_only_shared_im
     options = AttributesOptions(
         resamples=20, min_rows=20, untrained=other.path, neurons=str(neurons.path), group="who", overwrite=True
     )
-    heard = Heard()
+    heard = Listener()
     known = attributes_of_run(run.path, read_table(path, group="who"), options, heard)
     assert [each.name for each in known.counts()] == [
         SAE,

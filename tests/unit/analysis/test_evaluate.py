@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from click.testing import CliRunner
+from listener import Listener
 from PIL import Image
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp, rel_entr
@@ -27,24 +28,12 @@ from thresher.harvest.options import HarvestOptions
 from thresher.harvest.run import harvest
 from thresher.harvest.vision import load_clip, load_tower
 from thresher.harvest.weights import EMBEDDED
-from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 from thresher.store.reader import open_store
 from thresher.train.run_dir import open_run
 
 CLASSES = ("apple", "fire_truck", "red_ball", "zebra")
 LAYER = 3
-
-
-class Heard(Reporter):
-    def __init__(self):
-        self.said, self.warned = [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def warn(self, text):
-        self.warned.append(text)
 
 
 def pictures(folder, n, *, seed=0, classes=CLASSES):
@@ -213,7 +202,7 @@ def test_templates_are_averaged_and_normed(root, model):
 
 
 def test_an_explanation_compares_protocols_images_and_errors(root):
-    heard = Heard()
+    heard = Listener()
     found = evaluate(root / "cls", root / "trained", EvaluateOptions(device="cpu", overwrite=True, explain=True), heard)
     records = found.document["explanation"]
     store = open_store(root / "cls.zarr")
@@ -436,7 +425,7 @@ def test_images_that_will_not_do_are_named(root, tmp_path):
 def test_unreadable_images_are_left_out_and_counted(root, tmp_path):
     folder = pictures(tmp_path / "some", 3)
     (folder / "apple" / "some 1.png").write_bytes(b"no picture")
-    heard = Heard()
+    heard = Listener()
     found = evaluate(root / "cls", folder, EvaluateOptions(device="cpu", overwrite=True), heard).document
     assert (found["n_images"], found["n_unreadable"]) == (11, 1)
     assert any("1 of 12 images cannot be read" in line for line in heard.warned)
@@ -470,7 +459,7 @@ def test_an_imported_sae_is_evaluated_on_all_images_with_a_warning(root):
 
     export_sae(root / "cls", root / "exported", ExportOptions(format="saelens"))
     import_sae(root / "exported", root / "imported", ImportOptions(store=str(root / "cls.zarr")))
-    heard = Heard()
+    heard = Listener()
     options = EvaluateOptions(device="cpu", overwrite=True)
     found = evaluate(root / "imported", root / "other", options, heard).document
     own = evaluate(root / "cls", root / "other", options).document

@@ -7,6 +7,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from listener import Listener
 from PIL import Image
 from thresher.analysis.evaluation_images import captioned, decoded, held_out_images
 from thresher.analysis.evaluation_setting import Captions, load_model, training_mean
@@ -50,7 +51,7 @@ def made(tmp_path_factory):
     trained, other = pictures(root / "trained", 70), pictures(root / "other", 8, seed=1)
     options = HarvestOptions(model=EMBEDDED, layer=(LAYER,), batch_size=32, device="cpu", workers=0, thumbnails="off")
     harvest(options, str(trained), str(root / "store"))
-    heard = Heard()
+    heard = Listener()
     result = train_sae(
         root / "store",
         root / "run",
@@ -67,17 +68,6 @@ def made(tmp_path_factory):
     return SimpleNamespace(
         root=root, trained=trained, other=other, store=root / "store", run=root / "run", result=result, heard=heard
     )
-
-
-class Heard(Reporter):
-    def __init__(self):
-        self.said, self.warned = [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def warn(self, text):
-        self.warned.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +305,7 @@ def test_the_sample_is_scored_as_all_at_once_with_and_without_memory(made, tower
         sae = Halved(192)
         expected = fidelity(tower, captions, images, chosen, sae, Site(LAYER))
     for memory, n_blocks in ((1.0, 1), (0.0, 6)):
-        heard = Heard()
+        heard = Listener()
         probe = HeldOutSplice(tower, captions, pixels, chosen.own, 0, memory, heard)
         probe.prepare([(Site(LAYER), None)])
         ran = []
@@ -371,7 +361,7 @@ def test_a_run_trained_with_images_logs_what_its_tower_scores(made):
 
 
 def test_the_last_record_is_what_evaluating_the_finished_run_gives(made):
-    heard = Heard()
+    heard = Listener()
     found = evaluate_fidelity(made.run, made.other, device="cpu", reporter=heard)
     last = made.result.spliced
     assert found.sae.loss == pytest.approx(last["contrastive_loss"], abs=1e-5)
@@ -383,7 +373,7 @@ def test_the_last_record_is_what_evaluating_the_finished_run_gives(made):
 
 
 def test_evaluating_on_the_training_folder_takes_the_held_out_images_alone(made):
-    heard = Heard()
+    heard = Listener()
     found = evaluate_fidelity(made.run, made.trained, device="cpu", reporter=heard)
     assert found.n_images == open_store(made.store).n_held_out
     assert any("are left out" in line for line in heard.said)

@@ -5,24 +5,14 @@ import re
 import numpy as np
 import pytest
 import zarr
+from listener import Listener
 from thresher.analysis import forecast
 from thresher.analysis.details import details_bytes
 from thresher.analysis.encode import encode
 from thresher.analysis.features import open_features
 from thresher.analysis.options import StatsOptions
 from thresher.analysis.stats import dense_statistics, stats
-from thresher.progress import Reporter
 from thresher.store.errors import StoreError
-
-
-class Listener(Reporter):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 def test_encode_says_how_long_it_takes_before_it_starts(make_store, make_run):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zarr
+from listener import Listener
 from PIL import Image
 from thresher import results
 from thresher.analysis import stored_statistics
@@ -17,23 +18,10 @@ from thresher.analysis.encode import encode
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.stats import dense_statistics, stats
 from thresher.analysis.stored_statistics import open_statistics
-from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 from thresher.store.reader import open_store
 
 QUICK = StatsOptions(figures=False, overwrite=True)
-
-
-class Heard(Reporter):
-    def __init__(self):
-        self.said: list[str] = []
-        self.warned: list[str] = []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def warn(self, text):
-        self.warned.append(text)
 
 
 @pytest.fixture
@@ -139,7 +127,7 @@ def test_a_dense_matrix_gives_the_same_numbers_as_the_run(encoded_run, tmp_path)
     f[~features.row_numbers("valid", 0, 300)] = np.nan
     zarr.create_array(str(tmp_path / "dense.zarr"), data=f, chunks=(64, 10))
     np.save(tmp_path / "labels.npy", open_store(encoded_run.store_path).labels(0, 300))
-    heard = Heard()
+    heard = Listener()
     options = replace(QUICK, labels=str(tmp_path / "labels.npy"))
     of_matrix = dense_statistics(tmp_path / "dense.zarr", tmp_path / "out", options, heard)
     of_run = stats(encoded_run.path, QUICK)
@@ -267,7 +255,7 @@ def test_no_pictures_are_shown_from_a_store_that_took_the_place_of_the_encoded_o
     encode(run.path)
     shutil.rmtree(made.path)
     make_store(seed=3)
-    heard = Heard()
+    heard = Listener()
     assert stats(run.path, StatsOptions(), heard).sheets == []
     assert "is not the store that was encoded" in heard.warned[0]
 
@@ -282,7 +270,7 @@ def test_a_class_whose_name_holds_line_breaks_and_half_a_character_is_on_the_she
 def test_a_store_without_thumbnails_gives_figures_and_a_warning(make_store, make_run):
     run = make_run(make_store(thumbnails=False).path)
     encode(run.path)
-    heard = Heard()
+    heard = Listener()
     result = stats(run.path, StatsOptions(), heard)
     assert len(result.figures) == 4
     assert result.sheets == []

@@ -2,26 +2,15 @@ import json
 
 import numpy as np
 import pytest
+from listener import Listener
 from thresher.harvest.options import HarvestOptions
 from thresher.harvest.run import harvest
-from thresher.progress import Reporter
 from thresher.store.errors import StoreError, UnfinishedStoreError
 from thresher.store.format import Site
 from thresher.store.objects import LocalFolder
 from thresher.store.reader import open_store
 from thresher.store.verify import verify_store
 from thresher.store.writer import WindowWriter
-
-
-class Listener(Reporter):
-    def __init__(self):
-        self.said, self.warned = [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def warn(self, text):
-        self.warned.append(text)
 
 
 @pytest.fixture

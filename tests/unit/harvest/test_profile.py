@@ -1,21 +1,13 @@
 import time
 
 import pytest
+from listener import Listener
 from thresher.harvest import batches
 from thresher.harvest.options import HarvestOptions
 from thresher.harvest.profile import DECODE, TOWER, Profile, format_stages
 from thresher.harvest.ranks import Ranks
 from thresher.harvest.run import harvest
-from thresher.progress import Reporter
 from thresher.store.writer import WindowWriter
-
-
-class Listener(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from listener import Listener
 from PIL import Image
 from thresher.harvest import forward
 from thresher.harvest.images import open_images
@@ -15,7 +16,6 @@ from thresher.harvest.options import HarvestOptions
 from thresher.harvest.run import harvest
 from thresher.harvest.sites import capture
 from thresher.harvest.vision import load_tower
-from thresher.progress import Reporter
 from thresher.store import format as f
 from thresher.store.errors import StoreError
 from thresher.store.format import Site
@@ -24,19 +24,6 @@ from thresher.store.reader import open_store
 from thresher.store.row_order import RowOrder
 from thresher.store.verify import verify_store
 from thresher.store.writer import WindowWriter
-
-
-class Listener(Reporter):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.said, self.warned = [], []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def warn(self, text):
-        self.warned.append(text)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from listener import Listener
 from PIL import Image
 from thresher.harvest import announce, forward
 from thresher.harvest.images import open_images
@@ -12,20 +13,11 @@ from thresher.harvest.options import HarvestOptions
 from thresher.harvest.run import harvest
 from thresher.harvest.sites import capture, resolve_sites
 from thresher.harvest.vision import load_tower
-from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 from thresher.store.format import SITES, Site
 from thresher.store.reader import open_store
 
 VISION = {"image_size": 32, "layers": 3, "width": 32, "patch_size": 8, "head_width": 16}  # 16 patches
-
-
-class Listener(Reporter):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture
