@@ -40,7 +40,7 @@ def write_static_array(
     only
         The chunks to write; all of them where None.
     """
-    size, dtype, fill, _ = static_arrays(spec, sum(len(key) for key in keys))[name]
+    size, dtype, fill, _ = static_arrays(spec, sum(map(len, keys)))[name]
     length = min(f.STATIC_CHUNK, size)
     for chunk, values in enumerate(_static_values(spec, name, keys, labels)):
         if only is not None and chunk not in only:

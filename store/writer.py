@@ -21,9 +21,11 @@ from .static import write_static_array
 
 _SERIAL = 1 << 14  # numbers that torch computes in one thread: half its grain
 _LARGEST = {"float16": 65504.0, "bfloat16": 255 * 2.0**120}  # finite value; beyond, some values round to inf
+_ROWS_CAST = 128  # and moved to their places, before the next
 _BYTES_AT_ONCE = 64 << 20  # of chunks handed to the disk or bucket together
 
 Files = dict[str, Sequence[bytes | memoryview]]
+Blocks = dict[f.Site, NDArray[Any]]
 
 
 def create_store(
@@ -60,7 +62,7 @@ def create_store(
     _clear(objects, overwrite)
     lock = objects.lock()
     objects.write(f.CREATING, b"")
-    n_key_bytes = sum(len(key) for key in keys)
+    n_key_bytes = sum(map(len, keys))
     documents = metadata_documents(spec, n_key_bytes)
     objects.write_all({name: [document] for name, document in documents.items() if name != f.GROUP_JSON})
     record = metadata_record(documents)
@@ -128,6 +130,7 @@ class StoreWriter:
         self.metadata_crc32c = metadata_crc32c
         self._lock = lock
         self._chunks_per_window = spec.tokens_per_image
+        self._spare: list[Blocks] = []
         committed = self._committed()
         self.pending = [window for window in range(self.n_windows) if window not in committed]
         """Numbers of the windows that are not committed, ascending."""
@@ -149,6 +152,17 @@ class StoreWriter:
     def window(self, window: int) -> "WindowWriter":
         """Begin a window."""
         return WindowWriter(self, window)
+
+    def blocks(self) -> Blocks:
+        """Memory for the rows of a window, holding anything: that of an earlier one where it was taken back."""
+        if self._spare:
+            return self._spare.pop()
+        rows, dtype = self.spec.rows_per_chunk * self.spec.tokens_per_image, f.DTYPES[self.spec.dtype]
+        return {site: np.empty((rows, width), dtype) for site, width in self.spec.sites.items()}
+
+    def take_back(self, blocks: Blocks) -> None:
+        """Take the memory of a window that is written: new memory costs more time than its rows' way into it."""
+        self._spare.append(blocks)
 
     def close(self) -> None:
         """Let another process write here."""
@@ -193,8 +207,10 @@ class WindowWriter:
         self._start, self._stop = order.window_rows(window)
         n_images, n_rows = self._stop_place - self._first_place, self._stop - self._start
         padded = f.n_chunks(n_rows, spec.rows_per_chunk) * spec.rows_per_chunk
-        fill, dtype = f.FILL[spec.dtype], f.DTYPES[spec.dtype]
-        self._blocks = {site: np.full((padded, width), fill, dtype) for site, width in spec.sites.items()}
+        self._whole = writer.blocks()
+        self._blocks = {site: block[:padded] for site, block in self._whole.items()}
+        for block in self._blocks.values():
+            block[n_rows:] = f.FILL[spec.dtype]  # the rest is put, or not valid and filled then
         self._max_abs = {site: np.zeros(padded, np.float32) for site in spec.sites}
         self._valid = np.zeros(padded, np.bool_)
         self._unreadable: list[tuple[int, str]] = []
@@ -243,11 +259,12 @@ class WindowWriter:
             tokens, block = tokens.reshape(n * t, width), self._blocks[site]
             self._max_abs[site][where] = self._magnitude(tokens, row_valid, site, rows.ravel())
             if not row_valid.all():
-                block[rows.ravel()[row_valid]] = self._cast(tokens[row_valid])
+                self._scatter(tokens[row_valid], block, rows.ravel()[row_valid])
+                block[rows.ravel()[~row_valid]] = f.FILL[self._spec.dtype]
             elif isinstance(where, slice) and self._spec.dtype == "float16":
                 to_float16(tokens, out=block[where])
             else:
-                block[where] = self._cast(tokens)
+                self._scatter(tokens, block, rows.ravel())
         self._valid[where] = row_valid
         self._unreadable += [(int(image), reason) for image, reason in unreadable]
         if thumbnails is not None:
@@ -276,6 +293,7 @@ class WindowWriter:
                 objects.write_all(files)
                 files = {}
         left = objects.write_then(files, records, settle)
+        self._writer.take_back(self._whole)
         if self.number in self._writer.pending:
             self._writer.pending.remove(self.number)
         return left
@@ -317,6 +335,12 @@ class WindowWriter:
 
     def _identity(self, array: str, chunk: int) -> dict[str, Any]:
         return {"array": array, "chunk": chunk, "metadata_crc32c": self._writer.metadata_crc32c}
+
+    def _scatter(self, rows: NDArray[np.float32], block: NDArray[Any], places: NDArray[np.int64]) -> None:
+        """Put rows into places of a block, a piece at a time: what is cast is still in the cache when it is moved."""
+        for start in range(0, len(rows), _ROWS_CAST):
+            piece = slice(start, start + _ROWS_CAST)
+            block[places[piece]] = self._cast(rows[piece])
 
     def _cast(self, rows: NDArray[np.float32]) -> NDArray[Any]:
         """Rows in the stored dtype."""

@@ -42,6 +42,7 @@ WRITERS = (
     Writer("the same, renamed, folder synced", OURS, "write_plain.py", options={"cast": False, "rename": True}),
     Writer("Thresher", OURS, "write_thresher.py"),
     Writer("Thresher, each window before the next", OURS, "write_thresher.py", options={"together": False}),
+    Writer("Thresher, 16 tokens an image", OURS, "write_thresher.py", 16 * 1024, {"tokens": 16}),
     Writer("floor, files of 8,192 rows", OURS, "write_plain.py", 8192, {"cast": False}),
     Writer("Thresher, chunks of 8,192 rows", OURS, "write_thresher.py", 8192),
     Writer("zarr-python", ZARR, "write_zarr.py"),

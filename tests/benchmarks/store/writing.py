@@ -16,12 +16,16 @@ Write = Callable[[Job, Iterator[np.ndarray]], None]
 """Writes slabs of `(slab, D_IN)` float32, one after the other, as float16 into `job.data`; all durable at its end."""
 
 
-def serve_writer(write: Write) -> None:
-    """Write when the benchmark asks for it, and answer with seconds."""
+def serve_writer(write: Write, prepare: Callable[[Job], object] = id) -> None:
+    """Write when the benchmark asks for it, and answer with seconds.
+
+    What `prepare` does, such as making up names of images, is no writing and not timed.
+    """
 
     def make(job: Job) -> dict[str, float]:
         slab = job.options["slab"]
         source = np.random.default_rng(0).standard_normal((_ROWS_IN_MEMORY, D_IN), np.float32)
+        prepare(job)
         warm_memory(_WARM_FILES * job.rows * D_IN * 2)
         slabs = (source[start % _ROWS_IN_MEMORY : start % _ROWS_IN_MEMORY + slab] for start in range(0, job.rows, slab))
         cpu, started = time.process_time(), time.perf_counter()
