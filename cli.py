@@ -15,6 +15,7 @@ from .classes_command import classes
 from .command import FolderPath, GroupedCommand, StorePlace, echo, edge, given, given_values, options_of, to_json
 from .compare_command import compare
 from .evaluate_command import evaluate
+from .explore_command import explore
 from .harvest.options import HarvestOptions
 from .progress import ConsoleReporter
 from .report_command import report
@@ -51,6 +52,7 @@ def main() -> None:
     thresher align RUN               its features beside the tower's neurons
     thresher attributes RUN CSV      which known attributes its features tell
     thresher report RUN              all of it on one page; compare RUN RUN
+    thresher explore RUN...          browse its features in the browser
     thresher import SRC RUN          another library's SAE; export, push, pull
 
     Layers are 0-based everywhere: layer 22 is the 23rd block.
@@ -438,6 +440,7 @@ main.add_command(attributes)
 main.add_command(classes)
 main.add_command(compare)
 main.add_command(report)
+main.add_command(explore)
 main.add_command(evaluate)
 
 

@@ -9,9 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..store.errors import DamagedStoreError, StoreError
 from ..store.files import write_atomically
@@ -19,8 +17,12 @@ from ..store.format import Site
 from ..store.loading import LoadingPlan
 from ..store.outside import require_outside_stores
 from .logs import Logger
-from .models import SparseAutoencoder, load_sae
 from .options import FREE_ON_RESUME, TrainOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from .models import SparseAutoencoder
 
 FORMAT = "thresher-run"
 FORMAT_VERSION = 1
@@ -188,8 +190,10 @@ class Run:
         """Whether training ended: the weights are its last file."""
         return (self.path / WEIGHTS).exists()
 
-    def load_sae(self, device: torch.device | str = "cpu") -> SparseAutoencoder:
+    def load_sae(self, device: "torch.device | str" = "cpu") -> "SparseAutoencoder":
         """The trained SAE; `StoreError` before training has finished."""
+        from .models import load_sae  # torch, which reading a run does without
+
         return load_sae(self.path, device)
 
     def metrics(self) -> list[dict[str, Any]]:

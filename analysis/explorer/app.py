@@ -1,0 +1,154 @@
+"""The explorer as an ASGI application: its pages, their JSON twins, thumbnails, style sheets and scripts."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .page import Answer, Chapter, Endpoint, NotHere, Page, PageError, Query
+from .render import render_error, render_page, static_files, to_json
+from .runs import ExploredRun, Explorer
+from .security import Guard
+from .urls import Urls
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+CHAPTERS = (
+    "overview",
+    "feature",
+    "image",
+    "game",
+    "atlas",
+    "features",
+    "label",
+    "compare",
+    "upload",
+    "neurons",
+    "notes",
+)
+"""Modules of `pages`, in the order of the top bar; each has a `CHAPTER`."""
+_KEPT = "public, max-age=31536000, immutable"
+
+
+def chapters() -> list[Chapter]:
+    """What the modules of `pages` add."""
+    return [import_module(f".pages.{name}", __package__).CHAPTER for name in CHAPTERS]
+
+
+def make_app(explorer: Explorer, *, names: Sequence[str] = ()) -> Callable[..., Awaitable[None]]:
+    """The ASGI application of some runs.
+
+    Parameters
+    ----------
+    names
+        By which browsers may reach the server, besides this machine's own.
+    """
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+    from starlette.staticfiles import StaticFiles
+
+    found = chapters()
+    for chapter in found:
+        if chapter.start is not None:
+            chapter.start(explorer)
+    first = [Mount("/static", StaticFiles(directory=str(static_files())), name="static")]
+    routes = [*first, *_routes(explorer, explorer.runs[0], found)]
+    others = [Mount(explorer.root(run), routes=_routes(explorer, run, found)) for run in explorer.runs[1:]]
+    own = explorer.runs[0]
+    app = Starlette(
+        routes=[*others, *routes],
+        exception_handlers={
+            404: partial(_not_found, explorer, own),
+            405: partial(_not_found, explorer, own),
+            PageError: partial(_failed, explorer, own),
+        },
+    )
+    return Guard(app, names)
+
+
+def _routes(explorer: Explorer, run: ExploredRun, chapters: Sequence[Chapter]) -> list[Any]:
+    """Every address of one run."""
+    from starlette.routing import Route
+
+    urls = Urls(root=explorer.root(run))
+    routes = [Route("/t/{row:int}", _answering(explorer, run, urls, Endpoint("", _thumbnail)))]
+    for chapter in chapters:
+        for endpoint in chapter.endpoints:
+            methods = ["POST"] if endpoint.is_post else ["GET"]
+            routes.append(Route(endpoint.path, _answering(explorer, run, urls, endpoint), methods=methods))
+        for page in chapter.pages:
+            twin = f"{page.path}.json" if page.path != "/" else "/index.json"
+            routes.append(Route(twin, _answering(explorer, run, urls, Endpoint(twin, page.view, is_slow=page.is_slow))))
+            routes.append(Route(page.path, _showing(explorer, run, urls, page)))
+    return routes
+
+
+def _showing(
+    explorer: Explorer, run: ExploredRun, urls: Urls, page: Page
+) -> "Callable[[Request], Awaitable[Response]]":
+    """What answers with a page."""
+    from starlette.responses import Response
+
+    def made(query: Query, address: str) -> tuple[int, bytes]:
+        try:
+            return 200, render_page(explorer, run, page, page.view(run, query), urls, address)
+        except PageError as error:
+            return error.status, render_error(explorer, run, error, urls)
+
+    async def show(request: "Request") -> "Response":
+        query = Query(request.path_params, dict(request.query_params))
+        address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        make = partial(made, query, address)
+        status, content = await asyncio.to_thread(make) if page.is_slow else make()
+        return Response(content, status, media_type="text/html", headers={"cache-control": "no-cache"})
+
+    return show
+
+
+def _answering(
+    explorer: Explorer, run: ExploredRun, urls: Urls, endpoint: Endpoint
+) -> "Callable[[Request], Awaitable[Response]]":
+    """What answers with bytes or JSON."""
+    from starlette.responses import Response
+
+    async def answer(request: "Request") -> "Response":
+        body = await request.body() if endpoint.is_post else b""
+        query = Query(request.path_params, dict(request.query_params), body)
+        try:
+            if endpoint.is_slow:
+                found = await asyncio.to_thread(endpoint.answer, run, query)
+            else:
+                found = endpoint.answer(run, query)
+        except PageError as error:
+            return Response(to_json({"error": str(error)}), error.status, media_type="application/json")
+        if not isinstance(found, Answer):
+            return Response(to_json(found), media_type="application/json", headers={"cache-control": "no-cache"})
+        headers = {"cache-control": _KEPT if found.is_fixed else "no-cache"}
+        if found.file_name is not None:
+            headers["content-disposition"] = f'attachment; filename="{found.file_name}"'
+        return Response(found.content, media_type=found.media_type, headers=headers)
+
+    return answer
+
+
+def _thumbnail(run: ExploredRun, query: Query) -> Answer:
+    row = run.require_row(query.path["row"])
+    picture = run.thumbnail(row)
+    if picture is None:
+        raise NotHere(f"The store holds no thumbnail of row {row}.")
+    return Answer(picture, "image/webp", is_fixed=True)
+
+
+async def _not_found(explorer: Explorer, run: ExploredRun, request: "Request", error: Exception) -> "Response":
+    return await _failed(explorer, run, request, NotHere("There is no such page."))
+
+
+async def _failed(explorer: Explorer, run: ExploredRun, request: "Request", error: Exception) -> "Response":
+    from starlette.responses import Response
+
+    assert isinstance(error, PageError)
+    urls = Urls()
+    return Response(render_error(explorer, run, error, urls), error.status, media_type="text/html")

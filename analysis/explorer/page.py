@@ -1,0 +1,119 @@
+"""What a page of the explorer is: a path, a view, a template; and what it is asked with.
+
+A view is a frozen dataclass of plain values, so that its template, its JSON twin and the static export show the same.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .runs import ExploredRun, Explorer
+
+
+class PageError(Exception):
+    """What a visitor is told instead of a page, in one line."""
+
+    status = 500
+
+
+class NotHere(PageError):
+    """There is no such thing in this run."""
+
+    status = 404
+
+
+class BadQuery(PageError):
+    """What was asked makes no sense; the line names the parameter and its value."""
+
+    status = 400
+
+
+class Unavailable(PageError):
+    """What it takes is not there: a tower's weights, the source of the images, another command's output."""
+
+    status = 503
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a page is asked with: the numbers of its path, its query string, the body of a POST."""
+
+    path: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the path, converted: `/f/{feature:int}` gives `feature`."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Of the query string; of a name given twice, the last."""
+    body: bytes = b""
+    """Of a POST, bounded before it is read."""
+
+    def text(self, name: str, default: str = "", *, longest: int = 200) -> str:
+        """A value of the query string; `BadQuery` where it is longer than `longest` characters."""
+        value = self.values.get(name, default)
+        if len(value) > longest:
+            raise BadQuery(f"{name} has {len(value)} characters; at most {longest} are read.")
+        return value
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        """An integer of the query string; `BadQuery` where it is none of `low` to `high`."""
+        value = self.values.get(name)
+        if value is None or value == "":
+            return default
+        if not value.lstrip("-").isascii() or not value.lstrip("-").isdigit() or len(value) > 18:
+            raise BadQuery(f"{name} must be an integer, not {value[:40]!r}.")
+        if not low <= int(value) <= high:
+            raise BadQuery(f"{name} must be {low} to {high}, not {value}.")
+        return int(value)
+
+    def choice(self, name: str, choices: tuple[str, ...]) -> str:
+        """One of some words, the first by default."""
+        value = self.values.get(name) or choices[0]
+        if value not in choices:
+            raise BadQuery(f"{name} must be one of {', '.join(choices)}, not {value[:40]!r}.")
+        return value
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Bytes that are no page: a picture, numbers for a plot, a list to save."""
+
+    content: bytes
+    media_type: str
+    is_fixed: bool = False
+    """Whether the address always gives these bytes, so that a browser may keep them."""
+    file_name: str | None = None
+    """What a browser saves it as; None shows it."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One kind of page."""
+
+    name: str
+    """Of its template, without `.html`, and in the top bar's links."""
+    path: str
+    """Starlette's notation, such as `/f/{feature:int}`; its JSON twin is the same with `.json` (`/index.json` of `/`)."""
+    view: "Callable[[ExploredRun, Query], Any]"
+    """Gives a frozen dataclass; raises `PageError`."""
+    is_slow: bool = False
+    """Whether it may take more than a few milliseconds, and so has a thread of its own."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address that gives bytes or JSON and no page."""
+
+    path: str
+    answer: "Callable[[ExploredRun, Query], Answer | dict[str, Any] | list[Any]]"
+    """What is no `Answer` goes out as JSON."""
+    is_post: bool = False
+    is_slow: bool = False
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What a module of `pages` adds to the explorer."""
+
+    pages: tuple[Page, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    start: "Callable[[Explorer], None] | None" = None
+    """Called once, before the first visitor."""

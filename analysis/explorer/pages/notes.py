@@ -1,0 +1,5 @@
+"""To come."""
+
+from ..page import Chapter
+
+CHAPTER = Chapter()

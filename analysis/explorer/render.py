@@ -1,0 +1,116 @@
+"""Pages as HTML, escaped by default, and their views as JSON."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .page import Page, PageError
+from .runs import ExploredRun, Explorer
+from .urls import Urls
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def static_files() -> Traversable:
+    """The folder of style sheets and scripts."""
+    return files(__package__) / "static"
+
+
+def render_page(explorer: Explorer, run: ExploredRun, page: Page, view: Any, urls: Urls, address: str) -> bytes:
+    """One page.
+
+    Parameters
+    ----------
+    view
+        As `page.view` gave it.
+    address
+        Of the page itself, for its permalink.
+    """
+    return _render(f"{page.name}.html", explorer, run, page.name, urls, view=view, address=address)
+
+
+def render_error(explorer: Explorer, run: ExploredRun, error: PageError, urls: Urls) -> bytes:
+    """What a visitor reads where there is no page."""
+    return _render("error.html", explorer, run, "error", urls, message=str(error), status=error.status)
+
+
+def _render(template: str, explorer: Explorer, run: ExploredRun, name: str, urls: Urls, **values: Any) -> bytes:
+    found = _environment().get_template(template)
+    text: str = found.render(explorer=explorer, run=run, page=name, url=urls, **values)
+    return text.encode("utf-8", "replace")
+
+
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(str(files(__package__) / "templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+        bytecode_cache=None,
+    )
+    environment.filters |= {"number": number, "percent": percent, "to_json": for_script}
+    return environment
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number as people read it: `–` where there is none, with so many significant digits, thousands apart."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{max(digits - 1, 0)}e}"
+    shown = f"{value:.{digits}g}"
+    return f"{float(shown):,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}" if value else "0"
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share as per cent, with so many significant digits."""
+    return "–" if share is None or not math.isfinite(share) else f"{number(100 * share, digits)} %"
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, numpy's numbers and arrays, paths: as JSON has them; what is not finite becomes null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value) if each.repr}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_json(value: Any) -> bytes:
+    """A view or answer as a JSON document."""
+    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
+
+
+def for_script(value: Any) -> Any:
+    """JSON that may stand within a `<script type="application/json">`, whatever the names in it hold."""
+    from markupsafe import Markup
+
+    text = to_json(value).decode()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)

@@ -1,0 +1,399 @@
+"""A run as the explorer shows it: its columns in memory, its arrays opened once, its pictures and its tower on demand."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...store.errors import StoreError
+from ...store.format import Site
+from ...store.reader import ActivationStore, open_store
+from ...train.run_dir import Run, open_run
+from ..features import FEATURES_ZARR, FeatureActivations, open_features
+from ..stored_statistics import StoredStatistics, are_of, open_statistics
+from .page import NotHere, Unavailable
+
+if TYPE_CHECKING:
+    from ...harvest.images import ImageSet
+    from .tower import RunTower
+
+_IN_MEMORY_BYTES = 512 << 20
+"""Arrays of one value or more a feature are held in memory up to this; beyond, their rows are read as they are asked."""
+_THUMBNAILS_KEPT_BYTES = 64 << 20
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Firing:
+    """One feature on one row."""
+
+    row: int
+    value: float
+    label: int
+    """-1 for none."""
+
+
+class ExploredRun:
+    """One run, opened once for all visitors; every method may be called from several threads.
+
+    Parameters
+    ----------
+    path
+        The run directory, after `stats`.
+    name
+        What the run is called in addresses and on pages; unique among the runs explored together.
+
+    Raises
+    ------
+    StoreError
+        When the run has no statistics, or they are damaged.
+    """
+
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
+        self.path = Path(path)
+        self.name = name or self.path.absolute().name
+        self.run: Run = open_run(self.path)
+        self.stored: StoredStatistics = open_statistics(self.path)
+        self.features: FeatureActivations | None = None
+        self.notes: list[str] = []
+        """What a visitor must know of this run's data, such as statistics of an earlier encoding."""
+        if (self.path / FEATURES_ZARR).exists():
+            features = open_features(self.path)
+            if are_of(self.stored, features.info):
+                self.features = features
+            else:
+                self.notes.append(
+                    "This run was encoded again since its statistics were made: pages of images are left out until "
+                    "`thresher stats --overwrite` has been run."
+                )
+        self.store: ActivationStore | None = self._open_store()
+        self._lock = threading.Lock()
+        self._loading: dict[str, threading.Lock] = {}
+        self._arrays: dict[str, Array] = {}
+        self._thumbnails: OrderedDict[int, bytes | None] = OrderedDict()
+        self._thumbnail_bytes = 0
+
+    # What it is of
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The document of stats.json."""
+        return self.stored.summary
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return self.stored.statistics.d_sae
+
+    @property
+    def site(self) -> Site | None:
+        """Where its rows were read; its layer is 0-based."""
+        return self.run.known_site
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Of the training store, as JSON; empty where the run was imported without one."""
+        return self.run.provenance if self.run.has_store else {}
+
+    @cached_property
+    def facts(self) -> list[tuple[str, str]]:
+        """What every page says of the run: SAE, tower, layer, token, images, rows, statistics."""
+        s, site, of = self.summary, self.site, self.provenance
+        facts = [("SAE", f"{self.name} · {str(s['sae_sha256'] or 'unknown')[:12]}")]
+        if of:
+            facts.append(("Tower", f"{of['model']} ({of['pretrained']})"))
+        if site is not None:
+            facts.append(("Site", f"layer {site.layer} (0-based) · {site.site} · {site.token}"))
+        if of:
+            facts.append(("Images", f"{of['n_images']:,} of {of['image_source']}"))
+        facts.append(("Statistics", f"{s['n_rows']:,} rows · split {s['split']}"))
+        return facts
+
+    def document(self, name: str) -> dict[str, Any] | None:
+        """A JSON document of the run directory, such as `evaluate.json`; None where there is none."""
+        try:
+            found = json.loads((self.path / name).read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise Unavailable(f"{name} is damaged ({error}): run the command that made it with --overwrite.") from error
+        return found if isinstance(found, dict) else None
+
+    # Columns and arrays
+
+    @cached_property
+    def density(self) -> NDArray[np.float64]:
+        """`(d_sae,)` share of rows on which each feature is > 0."""
+        return self.stored.statistics.n_active / max(1, self.summary["n_rows"])
+
+    @cached_property
+    def is_dead(self) -> NDArray[np.bool_]:
+        """`(d_sae,)` whether a feature fired on no row."""
+        return self.stored.statistics.n_active == 0
+
+    @property
+    def is_uld(self) -> NDArray[np.bool_]:
+        """`(d_sae,)` whether a feature is in the ultra-low-density cluster."""
+        return self.stored.is_uld
+
+    @cached_property
+    def shown(self) -> NDArray[np.int64]:
+        """Features that are browsed by default: alive and outside the ULD cluster, ascending."""
+        return np.flatnonzero(~self.is_dead & ~self.is_uld)
+
+    def has(self, name: str) -> bool:
+        """Whether the statistics hold `samples`, `labels`, `cofiring`, `nearest`, `null`, `monosemanticity`, ..."""
+        return self.stored.details.has(name)
+
+    def array(self, name: str) -> Array:
+        """A whole array of stats.zarr by its name there, such as `samples/row`: read once, then in memory.
+
+        Raises
+        ------
+        Unavailable
+            When the statistics do not hold it; the line says why.
+        """
+        found = self._arrays.get(name)
+        if found is not None:
+            return found
+        with self._lock:
+            lock = self._loading.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._arrays:
+                try:
+                    stored = self.stored.details.array(name)
+                except StoreError as error:
+                    raise Unavailable(str(error)) from error
+                nbytes = int(np.prod(stored.shape)) * stored.dtype.itemsize
+                self._arrays[name] = stored[:] if nbytes <= _IN_MEMORY_BYTES else stored
+            return self._arrays[name]
+
+    def preload(self) -> None:
+        """Read the arrays that pages need into memory; pages that are asked for meanwhile wait only for their own."""
+        for part, arrays in _PRELOADED.items():
+            if self.has(part):
+                for name in arrays:
+                    self.array(name)
+        if self.features is not None:
+            self.row_starts  # noqa: B018 (read once)
+
+    def require_feature(self, feature: int) -> int:
+        """The same number; `NotHere` where it is no feature."""
+        if not 0 <= feature < self.d_sae:
+            raise NotHere(f"Feature {feature} is not one of the {self.d_sae:,} of {self.name}, 0 to {self.d_sae - 1}.")
+        return feature
+
+    # Codes
+
+    @cached_property
+    def row_starts(self) -> NDArray[np.int64]:
+        """`(n_rows + 1,)` where the stored activations of each row begin."""
+        features = self.require_features()
+        return features._read("indptr", 0, features.n_rows + 1).astype(np.int64)
+
+    def require_features(self) -> FeatureActivations:
+        """The stored feature activations; `Unavailable` where there are none for these statistics."""
+        if self.features is None:
+            raise Unavailable(
+                self.notes[0]
+                if self.notes
+                else f"{self.name} holds no feature activations: run `thresher encode`, then `thresher stats`."
+            )
+        return self.features
+
+    def require_row(self, row: int) -> int:
+        """The same number; `NotHere` where it is no encoded row."""
+        features = self.require_features()
+        if not 0 <= row < features.n_rows:
+            raise NotHere(f"Row {row} is not one of the {features.n_rows:,} rows of the store.")
+        return row
+
+    def code(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The features > 0 on a row and their values, by falling value; ties by ascending feature."""
+        _, index, value = self.require_features().rows(row, row + 1)
+        order = np.lexsort((index, -value))
+        return index[order].astype(np.int64), value[order]
+
+    # Images
+
+    def label_name(self, label: int) -> str:
+        """What a label is called; its number where the store has no names; `–` for none."""
+        if label < 0:
+            return "–"
+        names = self.label_names
+        return names[label] if label < len(names) else str(label)
+
+    @cached_property
+    def label_names(self) -> Sequence[str]:
+        """Names by label; empty where the store has none."""
+        return (self.store.label_names if self.store is not None else None) or []
+
+    def labels(self, rows: Iterable[int]) -> list[int]:
+        """Labels of rows, -1 for none."""
+        features = self.features
+        if features is None:
+            return [-1 for _ in rows]
+        return [int(label) for row in rows for label in features.row_numbers("label", row, row + 1)]
+
+    def require_store(self) -> ActivationStore:
+        """The encoded store; `Unavailable` where it is not reachable."""
+        if self.store is None:
+            raise Unavailable(
+                f"The activation store {self.summary['store']} is not there any more, or holds other rows: thumbnails "
+                "and keys of images come from it."
+            )
+        return self.store
+
+    def key(self, row: int) -> str:
+        """The stable id of a row's image, printable; empty where the store is not reachable."""
+        if self.store is None:
+            return ""
+        return self.store.keys([row])[0].encode("utf-8", "replace").decode()
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """WebP bytes of a row's image; None where the store holds none."""
+        with self._lock:
+            if row in self._thumbnails:
+                self._thumbnails.move_to_end(row)
+                return self._thumbnails[row]
+        picture = self.require_store().thumbnail(row)
+        with self._lock:
+            if row not in self._thumbnails:
+                self._thumbnails[row] = picture
+                self._thumbnail_bytes += len(picture or b"")
+            while self._thumbnail_bytes > _THUMBNAILS_KEPT_BYTES:
+                self._thumbnail_bytes -= len(self._thumbnails.popitem(last=False)[1] or b"")
+        return picture
+
+    def picture(self, row: int) -> bytes:
+        """Encoded bytes of a row's image at full size from its source, or its thumbnail where that is out of reach.
+
+        Raises
+        ------
+        Unavailable
+            When there is neither.
+        """
+        images = self._source
+        if images is not None:
+            try:
+                with self._lock:
+                    return images.read(int(self.require_store().images(row, row + 1)[0]))
+            except (OSError, ValueError, StoreError):
+                pass  # moved since it was opened: the thumbnail is shown
+        picture = self.thumbnail(row)
+        if picture is None:
+            raise Unavailable("The store holds no thumbnails, and the source of its images is out of reach.")
+        return picture
+
+    def size_of(self, row: int) -> tuple[int, int]:
+        """Width and height of `picture(row)`."""
+        from PIL import Image
+
+        with Image.open(BytesIO(self.picture(row))) as opened:
+            return opened.size
+
+    @cached_property
+    def _source(self) -> "ImageSet | None":
+        """The images that the store was harvested from, where they are still the ones; of a store of one part."""
+        from ...harvest.rewrite import recorded_images
+
+        store = self.store
+        if store is None or len(store.parts) != 1:
+            return None
+        stack = ExitStack()
+        try:
+            return stack.enter_context(recorded_images(store.parts[0].provenance))
+        except (StoreError, ValueError, OSError):
+            return None
+
+    @cached_property
+    def tower(self) -> "RunTower":
+        """The run's tower and SAE, loaded at first need; `Unavailable` says why they cannot be."""
+        from .tower import RunTower
+
+        return RunTower(self)
+
+    def _open_store(self) -> ActivationStore | None:
+        """The encoded store, where it is still there and the one."""
+        place, fingerprint = self.summary["store"], self.summary["store_fingerprint"]
+        if place is None:
+            return None
+        places = [str(place)]
+        if self.run.has_store and self.run.store_fingerprint == fingerprint:
+            places.append(self.run.store_path)  # knows where it is when run and store were moved together
+        for each in dict.fromkeys(places):
+            try:
+                store = open_store(each)
+                if store.fingerprint == fingerprint:
+                    return store
+                store = open_store(each, n_parts=self.run.n_store_parts) if self.run.has_store else store
+                if store.fingerprint == fingerprint:
+                    return store
+            except (StoreError, OSError):
+                continue
+        self.notes.append(f"The activation store {place} is out of reach: no thumbnails, no names of images.")
+        return None
+
+
+_PRELOADED = {
+    "histogram": ("histogram/counts", "histogram/edges"),
+    "samples": ("samples/row", "samples/value", "samples/label"),
+    "cofiring": ("cofiring/feature", "cofiring/jaccard", "cofiring/pmi", "cofiring/n_both"),
+    "nearest": tuple(f"nearest/{side}_{what}" for side in ("decoder", "encoder") for what in ("feature", "cosine")),
+    "labels": ("labels/indptr", "labels/label", "labels/count", "labels/sum", "labels/n_labelled"),
+    "null": ("null/mean", "null/sd", "null/p"),
+    "monosemanticity": ("monosemanticity",),
+}
+
+
+class Explorer:
+    """The runs that are explored together, the first of them at the root of the addresses.
+
+    Parameters
+    ----------
+    paths
+        Run directories.
+
+    Raises
+    ------
+    StoreError
+        When one cannot be opened.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        if not paths:
+            raise ValueError("name a run to explore.")
+        self.runs: list[ExploredRun] = []
+        for path in paths:
+            name = base = _address_name(Path(path).absolute().name)
+            number = 1
+            while any(run.name == name for run in self.runs):
+                number += 1
+                name = f"{base}-{number}"
+            self.runs.append(ExploredRun(path, name))
+
+    def root(self, run: ExploredRun) -> str:
+        """What stands before the paths of a run's pages."""
+        return "" if run is self.runs[0] else f"/runs/{run.name}"
+
+    def run(self, name: str) -> ExploredRun:
+        """A run by its name; `NotHere` where there is none of it."""
+        for run in self.runs:
+            if run.name == name:
+                return run
+        raise NotHere(f"No run {name[:80]!r} is explored here; there is {', '.join(run.name for run in self.runs)}.")
+
+
+def _address_name(name: str) -> str:
+    """A folder's name with nothing in it that an address would have to escape."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.=") else "-" for c in name).strip(".") or "run"
