@@ -91,7 +91,7 @@ class Page:
     name: str
     """Of its template, without `.html`, and in the top bar's links."""
     path: str
-    """Starlette's notation, such as `/f/{feature:int}`; its JSON twin is the same with `.json` (`/index.json` of `/`)."""
+    """Starlette's notation, such as `/f/{feature:int}`; the JSON twin ends in `.json` (of `/`: `/index.json`)."""
     view: "Callable[[ExploredRun, Query], Any]"
     """Gives a frozen dataclass; raises `PageError`."""
     is_slow: bool = False

@@ -1,4 +1,4 @@
-"""A run as the explorer shows it: its columns in memory, its arrays opened once, its pictures and its tower on demand."""
+"""A run as the explorer shows it: columns in memory, arrays opened once, pictures and tower on demand."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .tower import RunTower
 
 _IN_MEMORY_BYTES = 512 << 20
-"""Arrays of one value or more a feature are held in memory up to this; beyond, their rows are read as they are asked."""
+"""Arrays up to this are held in memory; of larger ones rows are read as they are asked for."""
 _THUMBNAILS_KEPT_BYTES = 64 << 20
 
 Array = NDArray[Any]
