@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,8 @@ from ...store.reader import ActivationStore, open_store
 from ...train.run_dir import Run, open_run
 from ..features import FEATURES_ZARR, FeatureActivations, open_features
 from ..stored_statistics import StoredStatistics, are_of, open_statistics
+from .annotations import Annotations
+from .names import Name, read_names
 from .page import NotHere, Unavailable
 
 if TYPE_CHECKING:
@@ -180,12 +182,26 @@ class ExploredRun:
 
     def preload(self) -> None:
         """Read the arrays that pages need into memory; pages that are asked for meanwhile wait only for their own."""
+        self.names  # noqa: B018 (read once)
         for part, arrays in _PRELOADED.items():
             if self.has(part):
                 for name in arrays:
                     self.array(name)
         if self.features is not None:
             self.row_starts  # noqa: B018 (read once)
+
+    @cached_property
+    def names(self) -> Mapping[int, Name]:
+        """Names of features, where names.tsv gives them; read once."""
+        names, problem = read_names(self.path, self.d_sae)
+        if problem is not None and problem not in self.notes:
+            self.notes.append(problem)
+        return names
+
+    @cached_property
+    def annotations(self) -> Annotations:
+        """What people said of features: tags, notes, sensitive marks."""
+        return Annotations(self.path)
 
     def require_feature(self, feature: int) -> int:
         """The same number; `NotHere` where it is no feature."""

@@ -1,0 +1,316 @@
+"""Tags, notes and sensitive marks that people put on features, kept in one small file beside the run.
+
+`RUN/annotations.json`:
+
+    {"format": "thresher-annotations", "format_version": 1,
+     "features": {"12": {"tags": ["dogs"], "note": "only side views", "sensitive": true}}}
+
+What is empty is left out. The file is read again whenever it has changed, and before each change to it, so that several
+tabs, servers and machines that share a run do not undo each other's work.
+"""
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...store.files import write_atomically
+from .names import printable
+from .page import BadQuery, PageError, Unavailable
+
+ANNOTATIONS_JSON = "annotations.json"
+FORMAT_NAME, FORMAT_VERSION = "thresher-annotations", 1
+MOST_TAGS, LONGEST_TAG, LONGEST_NOTE = 20, 60, 4000
+MOST_FEATURES = 20_000
+"""Annotated by hand, they are some hundreds; this bounds what a file from elsewhere may bring."""
+MOST_BYTES = 16 << 20
+
+
+class Conflict(PageError):
+    """A note was changed elsewhere since the visitor saw it."""
+
+    status = 409
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What people said of one feature."""
+
+    tags: tuple[str, ...] = ()
+    """Sorted, without repeats, in lower case."""
+    note: str = ""
+    sensitive: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is said."""
+        return not (self.tags or self.note or self.sensitive)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored: without what is empty."""
+        record = {"tags": list(self.tags), "note": self.note, "sensitive": self.sensitive}
+        return {name: value for name, value in record.items() if value}
+
+    @classmethod
+    def of_json(cls, record: object) -> "Annotation":
+        """Read back; `BadQuery` where it is nothing that may be stored."""
+        if not isinstance(record, dict):
+            raise BadQuery("an annotation must be an object with tags, note and sensitive.")
+        note, sensitive = record.get("note", ""), record.get("sensitive", False)
+        if not isinstance(note, str) or not isinstance(sensitive, bool):
+            raise BadQuery("of an annotation, note must be a string and sensitive true or false.")
+        return cls(clean_tags(record.get("tags", [])), clean_note(note), sensitive)
+
+
+def clean_tags(tags: object) -> tuple[str, ...]:
+    """Tags as they are stored: in lower case, sorted, spaces made one; `BadQuery` where there are too many or too long.
+
+    Commas part tags wherever they are typed or listed, so that none holds one.
+    """
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
+        raise BadQuery("tags must be a list of strings.")
+    found = {printable(part) for tag in tags for part in tag.lower().split(",")} - {""}
+    if len(found) > MOST_TAGS:
+        raise BadQuery(f"a feature takes at most {MOST_TAGS} tags, not {len(found)}.")
+    for tag in found:
+        if len(tag) > LONGEST_TAG:
+            raise BadQuery(f"a tag has at most {LONGEST_TAG} characters; {tag[:20]!r}... has {len(tag)}.")
+    return tuple(sorted(found))
+
+
+def clean_note(note: str) -> str:
+    """A note as it is stored; `BadQuery` where it is too long."""
+    cleaned = "\n".join(printable(line) for line in note.splitlines()).strip("\n")
+    if len(cleaned) > LONGEST_NOTE:
+        raise BadQuery(f"a note has at most {LONGEST_NOTE:,} characters, not {len(cleaned):,}.")
+    return cleaned
+
+
+class Annotations:
+    """The annotations of a run; every method may be called from several threads.
+
+    Parameters
+    ----------
+    run_path
+        The run directory. Nothing is written into it before the first change.
+    """
+
+    def __init__(self, run_path: str | Path) -> None:
+        self.path = Path(run_path) / ANNOTATIONS_JSON
+        self._lock = threading.Lock()
+        self._seen: tuple[int, int, int] | None = None
+        self._features: dict[int, Annotation] = {}
+        self._sensitive: frozenset[int] = frozenset()
+        self._problem: str | None = None
+
+    @property
+    def features(self) -> Mapping[int, Annotation]:
+        """What is said, by feature, ascending."""
+        return self._read()
+
+    @property
+    def sensitive(self) -> frozenset[int]:
+        """Features whose pictures are blurred until a visitor shows them."""
+        self._read()
+        return self._sensitive
+
+    @property
+    def problem(self) -> str | None:
+        """What a visitor is told where the file cannot be read; None where all is well."""
+        self._read()
+        return self._problem
+
+    def of(self, feature: int) -> Annotation:
+        """What is said of a feature; empty where nothing is."""
+        return self._read().get(feature, Annotation())
+
+    def is_sensitive(self, feature: int) -> bool:
+        """Whether a feature's pictures are blurred."""
+        return feature in self.sensitive
+
+    def tags(self, feature: int) -> list[str]:
+        """Tags of a feature, sorted."""
+        return list(self.of(feature).tags)
+
+    def note(self, feature: int) -> str:
+        """The note on a feature, empty for none."""
+        return self.of(feature).note
+
+    def known_tags(self) -> dict[str, int]:
+        """Every tag and how many features have it, the most used first."""
+        counts: dict[str, int] = {}
+        for each in self._read().values():
+            for tag in each.tags:
+                counts[tag] = counts.get(tag, 0) + 1
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of the file."""
+        return _document(self._read())
+
+    def change(
+        self,
+        feature: int,
+        *,
+        tags: object | None = None,
+        note: str | None = None,
+        sensitive: bool | None = None,
+        note_before: str | None = None,
+    ) -> Annotation:
+        """Change what is said of a feature; what is None stays as it is stored.
+
+        Parameters
+        ----------
+        note_before
+            The note that the new one was written over; another in the file is kept, and `Conflict` raised.
+
+        Raises
+        ------
+        BadQuery
+            When it is too much to store.
+        Unavailable
+            When the file cannot be written.
+        """
+
+        def changed(stored: dict[int, Annotation]) -> None:
+            before = stored.get(feature, Annotation())
+            if note is not None and note_before is not None and before.note not in (note_before, clean_note(note)):
+                raise Conflict(f"The note on feature {feature} was changed elsewhere meanwhile: reload to see it.")
+            stored[feature] = Annotation(
+                before.tags if tags is None else clean_tags(tags),
+                before.note if note is None else clean_note(note),
+                before.sensitive if sensitive is None else sensitive,
+            )
+
+        return self._write(changed).get(feature, Annotation())
+
+    def merge(self, document: object, d_sae: int) -> int:
+        """Add the annotations of another file, and give how many features it speaks of.
+
+        Tags are joined, a sensitive mark stays, and a note that differs is put under the one that is there.
+
+        Raises
+        ------
+        BadQuery
+            When it is no such file, or speaks of features that this run does not have: then nothing is added.
+        """
+        added = _of_document(document)
+        beyond = [feature for feature in added if feature >= d_sae]
+        if beyond:
+            raise BadQuery(f"it speaks of feature {beyond[0]}, and this run has {d_sae:,}: it is of another run.")
+
+        def changed(stored: dict[int, Annotation]) -> None:
+            for feature, new in added.items():
+                old = stored.get(feature, Annotation())
+                notes = [old.note, *([new.note] if new.note and new.note not in old.note else [])]
+                stored[feature] = Annotation(
+                    clean_tags([*old.tags, *new.tags]),
+                    clean_note("\n".join(filter(None, notes))),
+                    old.sensitive or new.sensitive,
+                )
+
+        self._write(changed)
+        return len(added)
+
+    def _read(self) -> dict[int, Annotation]:
+        """What the file holds now; what it last held while it has not changed."""
+        with self._lock:
+            return self._load()
+
+    def _load(self) -> dict[int, Annotation]:
+        try:
+            found = os.stat(self.path)
+            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
+        except FileNotFoundError:
+            seen = (0, 0, 0)
+        except OSError as error:
+            self._problem, self._seen = f"{ANNOTATIONS_JSON} cannot be read ({error.strerror}).", None
+            return self._features
+        if seen == self._seen:
+            return self._features
+        self._features, self._problem = {}, None
+        if seen != (0, 0, 0):
+            try:
+                self._features = _of_bytes(self.path.read_bytes() if seen[1] <= MOST_BYTES else None)
+            except (OSError, BadQuery) as error:
+                self._problem = f"{ANNOTATIONS_JSON} cannot be read and is left alone: {error}"
+        self._seen = seen
+        self._sensitive = frozenset(feature for feature, each in self._features.items() if each.sensitive)
+        return self._features
+
+    def _write(self, change: Callable[[dict[int, Annotation]], None]) -> dict[int, Annotation]:
+        try:
+            with self._lock, _held(self.path.with_name(f".{ANNOTATIONS_JSON}.lock")):
+                self._seen = None
+                stored = dict(self._load())
+                change(stored)
+                stored = {feature: stored[feature] for feature in sorted(stored) if not stored[feature].is_empty}
+                if len(stored) > MOST_FEATURES:
+                    raise BadQuery(f"at most {MOST_FEATURES:,} features can be annotated.")
+                text = json.dumps(_document(stored), indent=1, ensure_ascii=False)
+                if len(text.encode()) > MOST_BYTES:
+                    raise BadQuery(f"annotations take at most {MOST_BYTES >> 20} MiB.")
+                if self._problem is not None:
+                    self._set_aside()
+                write_atomically(self.path, text.encode() + b"\n")
+                self._seen = None
+                return self._load()
+        except OSError as error:
+            raise Unavailable(f"{ANNOTATIONS_JSON} cannot be written beside the run ({error.strerror}).") from error
+
+    def _set_aside(self) -> None:
+        """Give a file that cannot be read another name, so that a new one does not take its place."""
+        number = 1
+        while (aside := self.path.with_name(f"annotations.damaged-{number}.json")).exists():
+            number += 1
+        os.rename(self.path, aside)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold a lock file against other writers, of this process too; a file system without locks has none."""
+    with open(path, "ab") as file:
+        with suppress(OSError):  # a network file system without locks: changes are still whole, the last one stands
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _document(features: Mapping[int, Annotation]) -> dict[str, Any]:
+    said = {str(feature): each.to_json() for feature, each in features.items()}
+    return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "features": said}
+
+
+def _of_bytes(content: bytes | None) -> dict[int, Annotation]:
+    if content is None:
+        raise BadQuery(f"it is larger than {MOST_BYTES >> 20} MiB.")
+    return _of_document(read_document(content))
+
+
+def read_document(content: bytes) -> object:
+    """The JSON of some bytes; `BadQuery` where they are none."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadQuery(f"it is not JSON ({str(error)[:100]}).") from error
+
+
+def _of_document(document: object) -> dict[int, Annotation]:
+    """By feature; `BadQuery` where it is not what this version writes."""
+    if not isinstance(document, dict) or document.get("format") != FORMAT_NAME:
+        raise BadQuery(f"it is no file of annotations: its format must be {FORMAT_NAME}.")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise BadQuery(f"it is of format version {str(document.get('format_version'))[:20]}; this reads version 1.")
+    said = document.get("features")
+    if not isinstance(said, dict) or len(said) > MOST_FEATURES:
+        raise BadQuery(f"its features must be an object of at most {MOST_FEATURES:,}.")
+    found = {}
+    for feature, record in said.items():
+        if not (feature.isascii() and feature.isdigit() and len(feature) <= 9):
+            raise BadQuery(f"{feature[:40]!r} is no feature.")
+        found[int(feature)] = Annotation.of_json(record)
+    return dict(sorted(found.items()))
