@@ -3,7 +3,7 @@
 A view is a frozen dataclass of plain values, so that its template, its JSON twin and the static export show the same.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Of which things of a run a static export holds the pages; ascending numbers without repeats."""
+
+    features: Sequence[int] = ()
+    rows: Sequence[int] = ()
+    labels: Sequence[int] = ()
+    neurons: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
 class Page:
     """One kind of page."""
 
@@ -96,6 +106,8 @@ class Page:
     """Gives a frozen dataclass; raises `PageError`."""
     is_slow: bool = False
     """Whether it may take more than a few milliseconds, and so has a thread of its own."""
+    is_exported: bool = True
+    """Whether a static export holds it: once, or for each chosen feature, row, label or neuron that its path names."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,10 @@ class Endpoint:
     """What is no `Answer` goes out as JSON."""
     is_post: bool = False
     is_slow: bool = False
+    exports: "Callable[[ExploredRun, Chosen], Iterable[Query]] | None" = None
+    """With what a static export asks it: each answer becomes a script under `data/`, under the address that pages load,
+    the query's values in their order. JSON in it calls an image's row `row`, or several `rows`, by which the export
+    knows the thumbnails to write. None exports nothing."""
 
 
 @dataclass(frozen=True)

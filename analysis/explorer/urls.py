@@ -20,6 +20,8 @@ class Urls:
     root: str = ""
     static_root: str = "/static"
     suffix: str = ""
+    top: str = ""
+    """What stands before the root of the first run: nothing on a server, the way up in an export."""
 
     @property
     def is_export(self) -> bool:
@@ -31,6 +33,10 @@ class Urls:
         if not path and not self.is_export:
             return f"{self.root}/"
         return f"{self.root}/{path or 'index'}{self.suffix}"
+
+    def run(self, root: str) -> str:
+        """Of the overview of a run, by `Explorer.root`."""
+        return f"{self.top}{root}/" + (f"index{self.suffix}" if self.is_export else "")
 
     def feature(self, feature: int) -> str:
         """Of a feature's page."""

@@ -4,11 +4,21 @@ const { root, suffix } = document.documentElement.dataset;
 
 export const isExport = suffix !== "";
 
+// Whether there is a page of a feature, row, label or neuron: always on a server, of the chosen ones in an export.
+const chosen = {};
+export function has(kind, number) {
+  if (!isExport) return true;
+  chosen[kind] ??= new Set(window.thresherExport[kind]);
+  return chosen[kind].has(Number(number));
+}
+
+// Addresses; null where an export holds no such page, which makes a link (see `make`) plain text.
 export const url = {
   page: (path, query = "") => `${root}/${path || (isExport ? "index" : "")}${suffix}${query}`,
-  feature: (id) => `${root}/f/${id}${suffix}`,
-  image: (row) => `${root}/i/${row}${suffix}`,
-  label: (label) => `${root}/c/${label}${suffix}`,
+  feature: (id) => has("features", id) ? `${root}/f/${id}${suffix}` : null,
+  image: (row) => has("rows", row) ? `${root}/i/${row}${suffix}` : null,
+  label: (label) => has("labels", label) ? `${root}/c/${label}${suffix}` : null,
+  neuron: (neuron) => has("neurons", neuron) ? `${root}/neurons/${neuron}${suffix}` : null,
   thumbnail: (row) => `${root}/t/${row}${isExport ? ".webp" : ""}`,
 };
 
