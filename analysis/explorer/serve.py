@@ -3,14 +3,18 @@
 import socket
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...progress import Reporter
 from .app import make_app
 from .options import ExploreOptions
 from .runs import Explorer
 from .security import OWN_NAMES
+
+if TYPE_CHECKING:
+    from uvicorn import Server
 
 _PORTS_TRIED = 20
 
@@ -33,8 +37,6 @@ def explore(
     OSError
         When no port can be had.
     """
-    import uvicorn
-
     options, reporter = options or ExploreOptions(), reporter or Reporter()
     if options.host not in OWN_NAMES and not options.allow_host:
         raise ValueError(
@@ -46,20 +48,26 @@ def explore(
         for note in run.notes:
             reporter.warn(note)
         threading.Thread(target=run.preload, name=f"preload-{run.name}", daemon=True).start()
-    listening = _listen(options)
+    listening = listen(options)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{listening.getsockname()[1]}/"
     reporter.say(f"{', '.join(run.name for run in explorer.runs)}: open {address} (Ctrl-C ends it)")
     if opens_browser:
         threading.Timer(0.5, webbrowser.open, (address,)).start()
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30)
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        server(app).run(sockets=[listening])
     finally:
         listening.close()
 
 
-def _listen(options: ExploreOptions) -> socket.socket:
+def server(app: Callable[..., Awaitable[None]]) -> "Server":
+    """What answers with `app` at the sockets given to its `run`."""
+    from uvicorn import Config, Server
+
+    return Server(Config(app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30))
+
+
+def listen(options: ExploreOptions) -> socket.socket:
     """A listening socket on the port, or on the next that is free."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     last: OSError | None = None

@@ -1,0 +1,269 @@
+"""Runs to explore, of any size: a store with pictures, an SAE with planted features, its codes and statistics."""
+
+import colorsys
+import json
+import os
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from thresher.analysis.encode import encode
+from thresher.analysis.options import EncodeOptions, StatsOptions
+from thresher.analysis.stats import stats
+from thresher.store.format import Site
+from thresher.store.layout import StoreSpec, keys_sha256
+from thresher.store.loading import plan_loading
+from thresher.store.provenance import Provenance
+from thresher.store.reader import open_store
+from thresher.store.writer import create_store
+from thresher.train.configuration import describe_store
+from thresher.train.models import ReluSae
+from thresher.train.options import TrainOptions
+from thresher.train.run_dir import create_run
+
+HOSTILE_LABELS = (
+    "<script>alert(1)</script>",
+    "\"quoted\" & 'single'",
+    "‮right to left‬ עברית",
+    "two\nlines\tand a tab",
+    "{{ 7 * 7 }}{% raw %}</title>",
+)
+"""Names that break a page which does not escape them; the rest are `class 5` and so on."""
+HOSTILE_KEYS = (
+    b"<img src=x onerror=alert(1)>.png",
+    b"a \"quoted\" name & 'more'.jpg",
+    "\u202egnp.‮עברית.png".encode(),
+    b"two\nlines.png",
+    b"not utf-8 \xff\xfe.png",
+    b"../../etc/passwd",
+)
+"""Keys of the first images; the rest are `pictures/6.png` and so on."""
+QUICK = StatsOptions(figures=False, overwrite=True, min_labelled=3, null_draws=20, samples=8)
+
+
+@dataclass(frozen=True)
+class Explored:
+    """A made run, and which of its features are what."""
+
+    path: Path
+    store_path: Path
+    sae: ReluSae
+    ultra_low: np.ndarray
+    """Features that fire weakly on the same few rows: the ultra-low-density cluster."""
+    dead: np.ndarray
+    """Features that never fire."""
+
+
+def make_explored_run(
+    folder: Path,
+    *,
+    n_features: int = 96,
+    n_images: int = 240,
+    d_in: int = 24,
+    n_labels: int = 7,
+    tokens: int = 1,
+    unreadable: tuple[int, ...] = (17,),
+    unlabelled: tuple[int, ...] = (3, 4),
+    is_labelled: bool = True,
+    thumbnails: bool = True,
+    name: str = "run",
+    seed: int = 0,
+    options: StatsOptions | None = QUICK,
+) -> Explored:
+    """A finished run in `folder/NAME` on `folder/store.zarr`, which is made where it is not there.
+
+    A row is its label's direction and those of two of twelve attributes, with noise. Feature j < `n_labels` finds label
+    j, the next twelve find an attribute, the last twentieth is dead, a quarter before it is the ULD cluster, others are
+    between two of these.
+
+    Parameters
+    ----------
+    tokens
+        Rows an image; above 1 they are patch tokens.
+    unreadable, unlabelled
+        Places in the row order of images that could not be read; images without a label.
+    is_labelled
+        Whether there are labels and their names at all.
+    seed
+        Of the SAE. The store is the same for all, so that runs on it can be compared.
+    options
+        Of the statistics; None leaves codes and statistics out.
+    """
+    store_path, path = folder / "store.zarr", folder / name
+    directions = _directions(d_in, n_labels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)  # need not outlive a power cut
+        if not store_path.exists():
+            _make_store(
+                store_path, directions, n_images, n_labels, tokens, unreadable, unlabelled, is_labelled, thumbnails
+            )
+        sae, ultra_low, dead = _make_sae(directions, n_features, n_labels, seed)
+        store = open_store(store_path)
+        config = {
+            "options": TrainOptions().to_json(),
+            "site": store.sites[0].path,
+            "layer": store.sites[0].layer,
+            "d_in": d_in,
+            "d_sae": n_features,
+            "steps": 40,
+            "passes": 1.0,
+            "store": describe_store(store, path),
+            "loading": plan_loading([store.activations(store.sites[0])], 64).to_json(),
+        }
+        create_run(path, config, overwrite=False)
+        (path / "metrics.jsonl").write_text("".join(json.dumps(_metrics(step)) + "\n" for step in range(10, 41, 10)))
+        sae.save(path / "sae.safetensors")
+        if options is not None:
+            encode(path, EncodeOptions(device="cpu"))
+            stats(path, options)
+    return Explored(path, store_path, sae, ultra_low, dead)
+
+
+def _directions(d_in: int, n_labels: int) -> np.ndarray:
+    """`(n_labels + 12, d_in)` unit vectors of labels and attributes; the last coordinate is the ULD cluster's own."""
+    rng = np.random.default_rng(1)
+    found = rng.standard_normal((n_labels + 12, d_in))
+    found[:, -1] = 0
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def _make_sae(
+    directions: np.ndarray, n_features: int, n_labels: int, seed: int
+) -> tuple[ReluSae, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed + 2)
+    d_in = directions.shape[1]
+    encoder = directions[rng.integers(0, len(directions), (n_features, 2))].sum(axis=1)
+    encoder += 0.1 * rng.standard_normal(encoder.shape)
+    encoder /= np.linalg.norm(encoder, axis=1, keepdims=True)
+    n_planted = min(len(directions), n_features // 2)
+    encoder[:n_planted] = directions[:n_planted] + 0.02 * rng.standard_normal((n_planted, d_in)) * (seed > 0)
+    encoder[:, -1] = 0
+    n_dead, n_ultra_low = max(1, n_features // 20), n_features // 4
+    dead = np.arange(n_features - n_dead, n_features)
+    ultra_low = np.arange(n_features - n_dead - n_ultra_low, n_features - n_dead)
+    bias = np.full(n_features, -1.8)
+    bias[:n_labels] = -1.5
+    encoder[ultra_low] = 0
+    encoder[ultra_low, -1] = rng.uniform(0.5, 1.5, n_ultra_low)
+    bias[ultra_low] = -1e-4
+    bias[dead] = -1e4
+
+    def tensor(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+    decoder = encoder / np.linalg.norm(encoder, axis=1, keepdims=True) * 0.9
+    sae = ReluSae(tensor(encoder), tensor(bias), tensor(decoder), torch.zeros(d_in))
+    return sae, ultra_low, dead
+
+
+def _make_store(
+    path: Path,
+    directions: np.ndarray,
+    n_images: int,
+    n_labels: int,
+    tokens: int,
+    unreadable: tuple[int, ...],
+    unlabelled: tuple[int, ...],
+    is_labelled: bool,
+    thumbnails: bool,
+) -> None:
+    rng = np.random.default_rng(3)
+    keys = [*HOSTILE_KEYS, *(b"pictures/%d.png" % i for i in range(len(HOSTILE_KEYS), n_images))][:n_images]
+    kinds = np.arange(n_images) % n_labels
+    labels = kinds.astype(np.int32) if is_labelled else np.full(n_images, -1, np.int32)
+    labels[[image for image in unlabelled if image < n_images]] = -1
+    names = [*HOSTILE_LABELS, *(f"class {i}" for i in range(len(HOSTILE_LABELS), n_labels))][:n_labels]
+    d_in = directions.shape[1]
+    spec = StoreSpec(
+        provenance=Provenance(
+            model="tiny",
+            pretrained="none",
+            weights_sha256="0" * 64,
+            quick_gelu=False,
+            n_layers=3,
+            width=d_in,
+            preprocessing={"size": 32},
+            precision="fp32",
+            dtype="float16",
+            batch_size=16,
+            image_source="made up",
+            source=[],
+            limit=None,
+            n_images=n_images,
+            keys_sha256=keys_sha256(keys, labels),
+            row_order="random",
+            seed=0,
+        ),
+        sites={Site(1) if tokens == 1 else Site(1, "resid_post", "patch"): d_in},
+        n_images=n_images,
+        tokens_per_image=tokens,
+        rows_per_chunk=256,
+        thumbnail_px=128 if thumbnails else None,
+        label_names=names if is_labelled else None,
+    )
+    order = spec.order()
+    row_image = order.images(np.arange(n_images * tokens))
+    n_rows = len(row_image)
+    attributes = n_labels + rng.integers(0, 12, (n_rows, 2))
+    x = 3 * directions[kinds[row_image]] + 2 * directions[attributes].sum(axis=1)
+    x += 0.3 * rng.standard_normal(x.shape)
+    x[:, -1] = 0
+    few = rng.choice(n_rows, max(4, n_rows // 40), replace=False)
+    x[few, -1] = 0.01 * rng.uniform(0.7, 1.3, len(few))
+    pictures = [picture(number) for number in range(max(64, n_labels))]
+    valid = np.ones(n_images, bool)
+    valid[[place for place in unreadable if place < n_images]] = False  # by place
+    with create_store(path, spec, keys=keys, labels=labels) as writer:
+        for number in range(writer.n_windows):
+            window = writer.window(number)
+            start, stop = writer.window_images(number)
+            places = np.arange(start, stop)
+            images, here = order.images_at(places), valid[start:stop]
+            window.put(
+                start,
+                {site: x[order.rows_at(places)].astype(np.float32) for site in spec.sites},
+                here,
+                [(image, "cannot be read") for image in images[~here].tolist()],
+                [
+                    pictures[image % len(pictures)] if ok and thumbnails else None
+                    for image, ok in zip(images.tolist(), here.tolist(), strict=True)
+                ],
+            )
+            window.commit()
+
+
+def picture(number: int, side: int = 32) -> bytes:
+    """A small WebP picture in a colour of its own, brighter to the right."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.6, 0.9)
+    shade = np.linspace(0.6, 1, side)[None, :, None] * np.ones((side, 1, 1))
+    pixels = (255 * shade * np.array([red, green, blue])).astype(np.uint8)
+    saved = BytesIO()
+    Image.fromarray(pixels).save(saved, "webp", quality=60)
+    return saved.getvalue()
+
+
+def _metrics(step: int) -> dict[str, object]:
+    """A line of metrics.jsonl, as `train` writes them."""
+    return {
+        "step": step,
+        "rows": step * 64,
+        "split": "train",
+        "n_rows": 64,
+        "lr": 1e-3,
+        "loss": 1 / step,
+        "mse": 1 / step,
+        "normalized_mse": 0.5 / step,
+        "explained_variance": 1 - 1 / step,
+        "sparsity": 10.0,
+        "coefficient": 1e-3,
+        "l0": 100 / step,
+        "dead_loss": 0.0,
+        "gradient_norm": 0.1,
+        "n_dead": 4,
+        "share_dead": 0.04,
+        "rows_per_s": 1e4,
+    }
