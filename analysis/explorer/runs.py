@@ -64,6 +64,8 @@ class ExploredRun:
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = Path(path)
         self.name = name or self.path.absolute().name
+        self.device = "auto"
+        """Where its tower runs: cuda, mps, cpu or auto."""
         self.run: Run = open_run(self.path)
         self.stored: StoredStatistics = open_statistics(self.path)
         self.features: FeatureActivations | None = None
@@ -299,17 +301,33 @@ class ExploredRun:
         Unavailable
             When there is neither.
         """
-        images = self._source
-        if images is not None:
-            try:
-                with self._lock:
-                    return images.read(int(self.require_store().images(row, row + 1)[0]))
-            except (OSError, ValueError, StoreError):
-                pass  # moved since it was opened: the thumbnail is shown
-        picture = self.thumbnail(row)
+        try:
+            return self.original(row)
+        except Unavailable:
+            picture = self.thumbnail(row)
         if picture is None:
             raise Unavailable("The store holds no thumbnails, and the source of its images is out of reach.")
         return picture
+
+    def original(self, row: int) -> bytes:
+        """Encoded bytes of a row's image from its source, as they were harvested.
+
+        Raises
+        ------
+        Unavailable
+            When the source, or the image in it, is out of reach.
+        """
+        store, images = self.require_store(), self._source
+        if images is None:
+            raise Unavailable(
+                f"The images of the store ({store.provenance.image_source}) are not where they were harvested from, or "
+                "are others now."
+            )
+        try:
+            with self._lock:
+                return images.read(int(store.images(row, row + 1)[0]))
+        except (OSError, ValueError, StoreError) as error:
+            raise Unavailable(f"The image of row {row} cannot be read from its source ({error}).") from error
 
     def size_of(self, row: int) -> tuple[int, int]:
         """Width and height of `picture(row)`."""
