@@ -126,7 +126,7 @@ def _answering(
             return Response(to_json({"error": str(error)}), error.status, media_type="application/json")
         if not isinstance(found, Answer):
             return Response(to_json(found), media_type="application/json", headers={"cache-control": "no-cache"})
-        headers = {"cache-control": _KEPT if found.is_fixed else "no-cache"}
+        headers = {"cache-control": _KEPT if found.is_fixed else "no-cache" if found.is_kept else "no-store"}
         if found.file_name is not None:
             headers["content-disposition"] = f'attachment; filename="{found.file_name}"'
         return Response(found.content, media_type=found.media_type, headers=headers)

@@ -82,6 +82,8 @@ class Answer:
     """Whether the address always gives these bytes, so that a browser may keep them."""
     file_name: str | None = None
     """What a browser saves it as; None shows it."""
+    is_kept: bool = True
+    """Whether a browser may keep it at all: not what a game has not shown yet."""
 
 
 @dataclass(frozen=True)

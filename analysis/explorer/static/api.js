@@ -20,6 +20,7 @@ export const url = {
   label: (label) => has("labels", label) ? `${root}/c/${label}${suffix}` : null,
   neuron: (neuron) => has("neurons", neuron) ? `${root}/neurons/${neuron}${suffix}` : null,
   thumbnail: (row) => `${root}/t/${row}${isExport ? ".webp" : ""}`,
+  data: (path) => `${root}/${path}`,
 };
 
 // What the page was made from: the JSON in its <script type="application/json" id="...">.
