@@ -135,7 +135,9 @@ def _answering(
 
 
 def _thumbnail(run: ExploredRun, query: Query) -> Answer:
-    row = run.require_row(query.path["row"])
+    row, store = query.path["row"], run.require_store()
+    if row >= store.n_rows:
+        raise NotHere(f"Row {row} is not one of the {store.n_rows:,} rows of the store.")
     picture = run.thumbnail(row)
     if picture is None:
         raise NotHere(f"The store holds no thumbnail of row {row}.")

@@ -146,6 +146,18 @@ class ExploredRun:
         """`(d_sae,)` whether a feature fired on no row."""
         return self.stored.statistics.n_active == 0
 
+    @cached_property
+    def points(self) -> NDArray[np.float32]:
+        """`(3, d_sae)`: log10 density, log10 mean top activation (NaN where dead), label entropy (NaN where undefined).
+
+        What the overview draws and lists are filtered by: the same numbers, so that both count the same features.
+        """
+        of = self.stored.statistics
+        with np.errstate(divide="ignore"):
+            density = np.where(self.is_dead, np.nan, np.log10(self.density))
+            mean_top = np.where(self.is_dead, np.nan, np.log10(of.mean_top.astype(np.float64)))
+        return np.stack([density, mean_top, of.label_entropy]).astype(np.float32)
+
     @property
     def is_uld(self) -> NDArray[np.bool_]:
         """`(d_sae,)` whether a feature is in the ultra-low-density cluster."""
@@ -281,6 +293,11 @@ class ExploredRun:
         if self.store is None:
             return ""
         return self.store.keys([row])[0].encode("utf-8", "replace").decode()
+
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether the store is reachable and holds thumbnails."""
+        return self.store is not None and self.store.thumbnail_px is not None
 
     def thumbnail(self, row: int) -> bytes | None:
         """WebP bytes of a row's image; None where the store holds none."""
