@@ -28,6 +28,7 @@ def side_numbers(side: "SideAlignment", alignment: "Alignment") -> tuple[dict[st
     main, nearest = side.main, side.nearest
     arrays = _largest(main.largest, main.outputs.has_sign)
     arrays |= {"top_id": nearest.top_id, "top_cosine": nearest.top_cosine}
+    arrays |= {"of_vector/feature": nearest.of_vector_id, "of_vector/cosine": nearest.of_vector_cosine}
     arrays |= {f"n_above/{name}": values for name, values in nearest.n_above.items()}
     tests, of_tests = _tests(main.largest, main.chance, main.outputs.has_sign, counted, fdr)
     arrays |= of_tests

@@ -39,6 +39,10 @@ class NearestVectors:
     """`(n, k)`: their cosines, with their sign; NaN unfilled."""
     n_above: dict[str, NDArray[np.int32]]
     """Of each level by name: `(n,)` vectors whose cosine, or its absolute value, is above it."""
+    of_vector_id: NDArray[np.int32]
+    """`(m, k)` the directions nearest to each unit vector, by falling absolute cosine; -1 unfilled."""
+    of_vector_cosine: NDArray[np.float32]
+    """`(m, k)`: their cosines, with their sign; NaN unfilled."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ def nearest_vectors(
     held = min(k, len(vectors))
     largest, ids, cosines = [], [], []
     counts: dict[str, list[NDArray[np.int32]]] = {level.name: [] for level in levels}
+    of_vector = _NearestDirections(vectors, k)
     for cosine in _cosines(blocks, vectors):
+        of_vector.add(cosine)
         largest.append(_largest(cosine))
         absolute = cosine.abs()
         _, top = absolute.topk(held, dim=1)
@@ -82,7 +88,31 @@ def nearest_vectors(
     top_id = np.pad(np.concatenate(ids), ((0, 0), (0, k - held)), constant_values=-1)
     top_cosine = np.pad(np.concatenate(cosines), ((0, 0), (0, k - held)), constant_values=np.nan)
     n_above = {name: np.concatenate(each) for name, each in counts.items()}
-    return _joined(largest), NearestVectors(top_id, top_cosine, n_above)
+    return _joined(largest), NearestVectors(top_id, top_cosine, n_above, *of_vector.result())
+
+
+class _NearestDirections:
+    """The `k` directions nearest to each of m vectors, over blocks of directions."""
+
+    def __init__(self, vectors: Tensor, k: int) -> None:
+        shape = (k, len(vectors))
+        self._cosine = torch.full(shape, torch.nan, device=vectors.device)
+        self._id = torch.full(shape, -1, dtype=torch.int32, device=vectors.device)
+        self._k, self._n = k, 0
+
+    def add(self, cosine: Tensor) -> None:
+        """Cosines `(B, m)` of the next block."""
+        number = torch.arange(self._n, self._n + len(cosine), dtype=torch.int32, device=cosine.device)
+        self._n += len(cosine)
+        ids = torch.cat((self._id, torch.where(torch.isnan(cosine), -1, number[:, None])))
+        held = torch.cat((self._cosine, cosine))
+        # what is none comes last: topk takes NaN for the largest
+        _, top = held.abs().nan_to_num(nan=-1.0).topk(self._k, dim=0)
+        self._id, self._cosine = ids.gather(0, top), held.gather(0, top)
+
+    def result(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Ids and cosines, `(m, k)` each."""
+        return self._id.T.contiguous().cpu().numpy(), self._cosine.T.contiguous().cpu().numpy()
 
 
 def _largest(cosine: Tensor) -> list[NDArray[Any]]:

@@ -134,6 +134,11 @@ def test_cosines_are_those_of_float64_numpy_with_the_weights_of_the_state_dict(m
     np.testing.assert_allclose(found.read("encoder/top_cosine"), np.take_along_axis(cosine, order, 1), atol=1e-6)
     ids, values = found.nearest(7)
     np.testing.assert_allclose(values, cosine[7, ids], atol=1e-6)
+    of_neuron = found.read("encoder/of_vector/feature")  # (M, 32)
+    np.testing.assert_array_equal(of_neuron, np.argsort(-np.abs(cosine.T), axis=1)[:, :32])
+    np.testing.assert_allclose(
+        found.read("encoder/of_vector/cosine"), np.take_along_axis(cosine.T, of_neuron.astype(int), 1), atol=1e-6
+    )
     levels = found.summary["sides"]["encoder"]["neurons_per_feature"]
     assert set(levels) == {f"{word}_{kind}" for word in ("signed", "absolute") for kind in ("isotropic", "covariance")}
     for name, level in levels.items():

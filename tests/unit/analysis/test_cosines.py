@@ -67,6 +67,24 @@ def test_the_nearest_vectors_and_their_number_are_those_of_a_dense_product(made)
         assert found.n_above["absolute"][i] == (np.abs(cosine[i]) > 0.3).sum()
 
 
+def test_the_nearest_directions_of_each_vector_are_those_of_a_dense_product(made):
+    directions, vectors, cosine = made
+    blocks = [unit_rows(part) for part in torch.from_numpy(directions).split(7)]
+    _, found = nearest_vectors(blocks, torch.from_numpy(vectors).float(), [], 5)
+    for j in range(40):
+        of_vector = np.where(np.isnan(cosine[:, j]), -1, np.abs(cosine[:, j]))
+        np.testing.assert_allclose(np.abs(found.of_vector_cosine[j]), np.sort(of_vector)[::-1][:5], atol=1e-6)
+        np.testing.assert_allclose(found.of_vector_cosine[j], cosine[found.of_vector_id[j], j], atol=1e-6)
+        assert 7 not in found.of_vector_id[j]
+
+
+def test_a_vector_near_fewer_directions_than_wanted_has_places_unfilled():
+    directions = torch.tensor([[1.0, 0, 0], [0, 0, 0], [0.6, -0.8, 0]])
+    _, found = nearest_vectors([unit_rows(directions[:2]), unit_rows(directions[2:])], torch.eye(3)[:2], [], 4)
+    assert found.of_vector_id.tolist() == [[0, 2, -1, -1], [2, 0, -1, -1]]
+    np.testing.assert_allclose(found.of_vector_cosine, [[1, 0.6, np.nan, np.nan], [-0.8, 0, np.nan, np.nan]], atol=1e-6)
+
+
 def test_fewer_vectors_than_wanted_leave_places_unfilled():
     _, found = nearest_vectors([unit_rows(torch.ones(1, 3))], torch.eye(3)[:2], [], 4)
     assert sorted(found.top_id[0, :2].tolist()) == [0, 1]
