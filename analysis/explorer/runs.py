@@ -21,6 +21,7 @@ from ...train.run_dir import Run, open_run
 from ..features import FEATURES_ZARR, FeatureActivations, open_features
 from ..stored_statistics import StoredStatistics, are_of, open_statistics
 from .annotations import Annotations
+from .listing import Listing
 from .names import Name, read_names
 from .page import NotHere, Unavailable
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _IN_MEMORY_BYTES = 512 << 20
 """Arrays up to this are held in memory; of larger ones rows are read as they are asked for."""
 _THUMBNAILS_KEPT_BYTES = 64 << 20
+_ROWS_IN_MEMORY = 1 << 24
+"""Rows up to which numbers of rows are held in memory: 17 bytes a row for all of them."""
 
 Array = NDArray[Any]
 
@@ -84,6 +87,7 @@ class ExploredRun:
         self._lock = threading.Lock()
         self._loading: dict[str, threading.Lock] = {}
         self._arrays: dict[str, Array] = {}
+        self._row_columns: dict[str, Array] = {}
         self._parts: dict[str, bool] = {}
         self._thumbnails: OrderedDict[int, bytes | None] = OrderedDict()
         self._thumbnail_bytes = 0
@@ -207,6 +211,7 @@ class ExploredRun:
                     self.array(name)
         if self.features is not None:
             self.row_starts  # noqa: B018 (read once)
+        self.listing.keys  # noqa: B018 (made once)
 
     @cached_property
     def names(self) -> Mapping[int, Name]:
@@ -215,6 +220,11 @@ class ExploredRun:
         if problem is not None and problem not in self.notes:
             self.notes.append(problem)
         return names
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The columns that lists of features are filtered and sorted by."""
+        return Listing(self)
 
     @cached_property
     def annotations(self) -> Annotations:
@@ -234,6 +244,17 @@ class ExploredRun:
         """`(n_rows + 1,)` where the stored activations of each row begin."""
         features = self.require_features()
         return features._read("indptr", 0, features.n_rows + 1).astype(np.int64)
+
+    def row_number(self, name: str, row: int) -> Any:
+        """A row's `split`, `label`, `x_norm`, `sse` or `cosine`, as features.zarr documents them."""
+        column = self._row_columns.get(name)
+        if column is not None:
+            return column[row]
+        features = self.require_features()
+        if features.n_rows > _ROWS_IN_MEMORY:
+            return features.row_numbers(name, row, row + 1)[0]
+        self._row_columns[name] = features.row_numbers(name, 0, features.n_rows)
+        return self._row_columns[name][row]
 
     def require_features(self) -> FeatureActivations:
         """The stored feature activations; `Unavailable` where there are none for these statistics."""
@@ -277,7 +298,14 @@ class ExploredRun:
         features = self.features
         if features is None:
             return [-1 for _ in rows]
-        return [int(label) for row in rows for label in features.row_numbers("label", row, row + 1)]
+        return [int(self.row_number("label", row)) for row in rows]
+
+    def rows_of_image(self, row: int) -> NDArray[np.int64]:
+        """The rows of a row's image, one a token, in the order of the tokens."""
+        store = self.require_store()
+        number, local = store._part_of_row(row)
+        order = store.parts[number].order
+        return order.rows(order.images(np.array([local])))[0] + store._row_edges[number]
 
     def require_store(self) -> ActivationStore:
         """The encoded store; `Unavailable` where it is not reachable."""

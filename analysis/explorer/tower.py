@@ -156,7 +156,7 @@ class RunTower:
         found = self._found[what]
         if isinstance(found, Unavailable):
             raise Unavailable(str(found))  # a new one: an exception that is raised again keeps every frame alive
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _load_sae(self) -> "SparseAutoencoder":
         path, counted = self._run.path / "sae.safetensors", self._run.summary["sae_sha256"]
