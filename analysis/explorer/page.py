@@ -58,7 +58,8 @@ class Query:
         value = self.values.get(name)
         if value is None or value == "":
             return default
-        if not value.lstrip("-").isascii() or not value.lstrip("-").isdigit() or len(value) > 18:
+        digits = value.removeprefix("-")
+        if not digits.isascii() or not digits.isdigit() or len(value) > 18:
             raise BadQuery(f"{name} must be an integer, not {value[:40]!r}.")
         if not low <= int(value) <= high:
             raise BadQuery(f"{name} must be {low} to {high}, not {value}.")
