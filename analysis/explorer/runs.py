@@ -1,5 +1,6 @@
 """A run as the explorer shows it: columns in memory, arrays opened once, pictures and tower on demand."""
 
+import atexit
 import json
 import threading
 from collections import OrderedDict
@@ -84,7 +85,7 @@ class ExploredRun:
                     "`thresher stats --overwrite` has been run."
                 )
         self.store: ActivationStore | None = self._open_store()
-        self._lock = threading.Lock()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
         self._loading: dict[str, threading.Lock] = {}
         self._arrays: dict[str, Array] = {}
         self._row_columns: dict[str, Array] = {}
@@ -366,7 +367,9 @@ class ExploredRun:
         Unavailable
             When the source, or the image in it, is out of reach.
         """
-        store, images = self.require_store(), self._source
+        store = self.require_store()
+        with self._opening:  # once: a data set's listing takes seconds
+            images = self._source
         if images is None:
             raise Unavailable(
                 f"The images of the store ({store.provenance.image_source}) are not where they were harvested from, or "
@@ -395,9 +398,11 @@ class ExploredRun:
             return None
         stack = ExitStack()
         try:
-            return stack.enter_context(recorded_images(store.parts[0].provenance))
+            images = stack.enter_context(recorded_images(store.parts[0].provenance))
         except (StoreError, ValueError, OSError):
             return None
+        atexit.register(stack.close)  # until then the stack keeps them open, and files that were unpacked for them
+        return images
 
     @cached_property
     def tower(self) -> "RunTower":

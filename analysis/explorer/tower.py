@@ -6,7 +6,7 @@ Shapes: n phrases, C classes, e the length of an embedding.
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,6 +52,8 @@ class ClassTexts:
         What cosines are multiplied by.
     description
         How the captions were made.
+    place_of_label
+        Which of the names is each label's; labels of one name share it.
     """
 
     names: list[str]
@@ -59,6 +61,7 @@ class ClassTexts:
     embeddings: NDArray[np.float64]
     logit_scale: float
     description: str
+    place_of_label: Mapping[int, int]
 
 
 class RunTower:
@@ -126,6 +129,11 @@ class RunTower:
     def site(self) -> Site:
         """Where the SAE reads."""
         return self._run.site or Site.parse(self._run.summary["site"])
+
+    @property
+    def target(self) -> Site | None:
+        """What a transcoder gives; None of an SAE."""
+        return self._run.run.target_site
 
     # What follows is called within a turn.
 
@@ -196,10 +204,12 @@ class RunTower:
         clip, tower = self.clip()
         given = (self._run.document("evaluate.json") or {}).get("options") or {}
         caption, templates = str(given.get("caption", CAPTION)), str(given.get("templates", "none"))
+        texts = class_captions(names, "{}")
         first: dict[str, int] = {}
-        for label, text in enumerate(class_captions(names, "{}")):
+        for label, text in enumerate(texts):
             first.setdefault(text, label)
         unique = list(first)
+        place = {text: number for number, text in enumerate(unique)}
         description = f"caption “{caption}”"
         if templates != "none":
             n = len(unique) * {"simple": 7, "openai": 80}[templates]
@@ -214,6 +224,7 @@ class RunTower:
             embeddings=self._embedded(unique, caption, templates),
             logit_scale=logit_scale(clip),
             description=description,
+            place_of_label={label: place[text] for label, text in enumerate(texts)},
         )
 
 
