@@ -1,7 +1,8 @@
 """Names of features, as `RUN/names.tsv` holds them.
 
 One line a feature below the header `feature`, `name`, `score`, `method`, in any order, parted by tabs; other columns
-are passed over. People edit such files, and receive them from others: a line that makes no sense is left out and counted.
+are passed over. People edit such files, and receive them from others: a line that makes no sense is left out, and
+counted.
 """
 
 import math

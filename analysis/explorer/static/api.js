@@ -49,10 +49,11 @@ export async function loadBytes(path) {
   return response.arrayBuffer();
 }
 
-// Sends something to this explorer; a body that is no string, Blob or ArrayBuffer goes as JSON.
-export async function post(path, body) {
+// Sends something to this explorer; a body that is no string, Blob or ArrayBuffer goes as JSON. What is sent with
+// `keepalive` arrives though the page is left meanwhile.
+export async function post(path, body, { keepalive = false } = {}) {
   const isRaw = typeof body === "string" || body instanceof Blob || body instanceof ArrayBuffer;
-  const response = await fetch(`${root}/${path}`, { method: "POST", body: isRaw ? body : JSON.stringify(body) });
+  const response = await fetch(`${root}/${path}`, { method: "POST", body: isRaw ? body : JSON.stringify(body), keepalive });
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error ?? response.statusText);
   return answer;
