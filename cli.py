@@ -14,6 +14,7 @@ from .attributes_command import attributes
 from .classes_command import classes
 from .command import FolderPath, GroupedCommand, StorePlace, echo, edge, given, given_values, options_of, to_json
 from .compare_command import compare
+from .embed_command import embed
 from .evaluate_command import evaluate
 from .explore_command import explore
 from .harvest.options import HarvestOptions
@@ -47,6 +48,7 @@ def main() -> None:
     thresher sweep RUN               the several, beside each other
     thresher encode RUN              its feature activations on the store
     thresher stats RUN               every number and figure
+    thresher embed RUN               the tower's embeddings of its images, for stats
     thresher classes RUN [LABEL]     what its features know of each class
     thresher evaluate RUN IMAGES     what it costs the tower on held-out images
     thresher align RUN               its features beside the tower's neurons
@@ -440,6 +442,7 @@ main.add_command(attributes)
 main.add_command(classes)
 main.add_command(compare)
 main.add_command(report)
+main.add_command(embed)
 main.add_command(explore)
 main.add_command(evaluate)
 

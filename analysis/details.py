@@ -116,7 +116,7 @@ def write_details(
             "median": float(np.median(defined)) if len(defined) else None,
         }
     else:
-        absent["monosemanticity"] = "no image embeddings: give --embeddings FILE"
+        absent["monosemanticity"] = "no image embeddings: run `thresher embed` first, or give --embeddings FILE"
     return record
 
 

@@ -96,7 +96,8 @@ class StatsOptions:
         "Random labellings for the label entropy by chance; 0 leaves it out.", default=200, metavar="N"
     )
     embeddings: str | None = option(
-        "Image embeddings for the monosemanticity score: .npy file or zarr array, one a row of the store.",
+        "Image embeddings for the monosemanticity score: .npy file or zarr array, one a row of the store; by default "
+        "those that `embed` made.",
         default=None,
         metavar="FILE",
     )

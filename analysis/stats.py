@@ -3,7 +3,7 @@
 import hashlib
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from ..store.files import FolderLock
 from .clusters import Coherence, UldSplit, coherence, find_uld_cluster
 from .coherence_chance import input_variances
 from .details import DetailsOf, details_bytes, write_details
+from .embed import embeddings_of
 from .features import SPLIT_CODES, FeatureActivations, FeaturesInfo, open_features
 from .folders import refuse_existing
 from .forecast import require_space
@@ -83,6 +84,9 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
         _check_features(options, features.d_sae)
         start, stop = features.row_range(options.split)
     refuse_existing(run_path / STATS_JSON, overwrite=options.overwrite)
+    if options.embeddings is None and features is not None:
+        found = embeddings_of(run_path, features.info.store_fingerprint)
+        options = replace(options, embeddings=None if found is None else str(found))
     if options.embeddings is not None:
         embeddings_shape(options.embeddings)
     choose_device(options.device)
