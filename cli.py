@@ -64,10 +64,11 @@ def main() -> None:
 @main.command()
 @click.argument("folder", metavar="[DIR]", type=_PATH, default=Path("thresher-quickstart"))
 @click.option("--overwrite", is_flag=True, help="Begin anew where DIR holds an earlier quickstart.")
+@click.option("--serve", is_flag=True, help="Then open the explorer on it.")
 @_json
 @_quiet
 @edge
-def quickstart(folder: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
+def quickstart(folder: Path, overwrite: bool, serve: bool, as_json: bool, quiet: bool) -> None:
     """Run the whole chain on built-in pictures and model, offline.
 
     Harvests 20,001 emoji drawings, trains an SAE, encodes, computes; then does the same on an untrained tower and
@@ -81,6 +82,10 @@ def quickstart(folder: Path, overwrite: bool, as_json: bool, quiet: bool) -> Non
 
     result = run(QuickstartOptions(folder=folder, overwrite=overwrite), ConsoleReporter(quiet=quiet))
     echo(to_json(result) if as_json else format_result(result))
+    if serve:
+        from .analysis.explorer.serve import explore as open_explorer
+
+        open_explorer([result.run_path], reporter=ConsoleReporter(quiet=quiet))
 
 
 @main.command()

@@ -129,7 +129,8 @@ def _places(result: QuickstartResult) -> str:
 
 
 def _next(result: QuickstartResult) -> str:
-    return "\n".join(["Next, on your own pictures", *(f"  {command}" for command in result.next_commands)])
+    browse = ["Browse its features", f"  thresher explore {result.run_path}"]
+    return "\n".join([*browse, "", "Next, on your own pictures", *(f"  {command}" for command in result.next_commands)])
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
