@@ -230,4 +230,4 @@ def _embed(
 
 def _softmax(logits: Vector) -> Vector:
     weights = np.exp(logits - logits.max())
-    return weights / weights.sum()  # type: ignore[no-any-return]
+    return weights / weights.sum()

@@ -210,7 +210,7 @@ class ExploredRun:
             if self.has(part):
                 for name in arrays:
                     self.array(name)
-        if self.features is not None:
+        if self.features is not None and self.features.n_rows <= _ROWS_IN_MEMORY:
             self.row_starts  # noqa: B018 (read once)
         self.listing.keys  # noqa: B018 (made once)
 
@@ -276,7 +276,12 @@ class ExploredRun:
 
     def code(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The features > 0 on a row and their values, by falling value; ties by ascending feature."""
-        _, index, value = self.require_features().rows(row, row + 1)
+        features = self.require_features()
+        if features.n_rows <= _ROWS_IN_MEMORY:
+            first, last = int(self.row_starts[row]), int(self.row_starts[row + 1])
+            index, value = features._read("index", first, last), features._read("value", first, last)
+        else:
+            _, index, value = features.rows(row, row + 1)
         order = np.lexsort((index, -value))
         return index[order].astype(np.int64), value[order]
 
