@@ -3,7 +3,7 @@
 //   theme()                              {ink, soft, line, wash, paper, mark, warn} as CSS colours of the moment
 //   keepDrawn(canvas, draw, height)      calls draw(context, width, height) now, on a new size and on a new theme; gives a function that redraws
 //   ticks(low, high, n)                  about n round numbers within [low, high]
-//   logTicks(low, high)                  [{at, text}] for an axis of log10: decades, and 2 and 5 where there are few
+//   logTicks(low, high)                  [{at, text}] for an axis of log10: decades, 2 and 5 where there are few, less where there is none
 //   drawAxes(context, box, {...})        frame, ticks, names of both axes; gives {x, y}: a value's place in pixels
 //   tickText(value)                      a tick's number, short
 
@@ -45,6 +45,9 @@ export function ticks(low, high, n = 5) {
 }
 
 export function logTicks(low, high) {
+  if (high - low < 0.8) { // less than a decade: round numbers, whatever they begin with
+    return ticks(10 ** low, 10 ** high, 4).filter((value) => value > 0).map((value) => ({ at: Math.log10(value), text: tickText(value) }));
+  }
   const found = [], every = Math.max(1, Math.ceil((high - low) / 7));
   const within = high - low < 2.2 ? [1, 2, 5] : [1];
   for (let decade = Math.floor(low); decade <= Math.ceil(high); decade++) {
@@ -54,7 +57,7 @@ export function logTicks(low, high) {
       if (at >= low - 1e-9 && at <= high + 1e-9) found.push({ at, text: tickText(Number(`${part}e${decade}`)) });
     }
   }
-  return found.length > 1 ? found : ticks(low, high, 3).map((at) => ({ at, text: tickText(Number((10 ** at).toPrecision(3))) }));
+  return found;
 }
 
 export function tickText(value) {

@@ -147,7 +147,7 @@ export function lines(canvas, { series, label = "", xLabel = "", yLabel = "", xR
     const colours = theme();
     context.save();
     context.beginPath();
-    context.rect(box.left, box.top - 2, box.right - box.left, box.bottom - box.top + 4);
+    context.rect(box.left - 4, box.top - 4, box.right - box.left + 8, box.bottom - box.top + 8); // whole dots at the ends
     context.clip();
     if (band) {
       const [top, bottom] = [band.high, band.low].map((value) => place.y(logY ? log10(value) : value));
@@ -180,7 +180,7 @@ function drawLine(context, place, { x, y, colour, isDotted }, logX, logY) {
     if (value === null || !Number.isFinite(value) || (logY && value <= 0)) { isPen = false; continue; }
     const h = place.x(logX ? log10(x[i]) : x[i]), v = place.y(logY ? log10(value) : value);
     if (isPen) context.lineTo(h, v); else context.moveTo(h, v);
-    if (y.length === 1) context.arc(h, v, 3, 0, 2 * Math.PI);
+    if (y.length === 1) { context.arc(h, v, 3.5, 0, 2 * Math.PI); context.fill(); }
     isPen = true;
   }
   context.stroke();
