@@ -21,3 +21,42 @@ class ExploreOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port must be 0 to 65535, not {self.port}")
+
+
+FEATURE_WORDS = ("shown", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What a static export holds: options of `explore RUN... --export DIR`."""
+
+    features: str = option(
+        "Features whose pages are written: numbers with commas (of the first run), shown (alive and outside the "
+        "ultra-low-density cluster) or all.",
+        default="shown",
+        metavar="1,2,3|shown|all",
+    )
+    images: int = option(
+        "Pages of images at most: the largest image of each feature first, then the second, up to the 16th.",
+        default=2000,
+        metavar="N",
+    )
+    rounds: int = option("Rounds of the game.", default=100, metavar="N")
+    seed: int = option("Of the game's rounds.", default=0)
+    overwrite: bool = option("Replace the export that DIR holds.", default=False)
+
+    def __post_init__(self) -> None:
+        for name in ("images", "rounds", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be 0 or more, not {getattr(self, name)}")
+        self.numbers  # noqa: B018 (raises)
+
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """The features that were named, ascending; None where a word was given."""
+        if self.features in FEATURE_WORDS:
+            return None
+        parts = [part.strip() for part in self.features.split(",")]
+        if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+            raise ValueError(f"--features must be numbers with commas, shown or all, not {self.features!r}")
+        return tuple(sorted({int(part) for part in parts}))

@@ -50,6 +50,10 @@ class Urls:
         """Of a class's page."""
         return self.page(f"c/{label}")
 
+    def neuron(self, neuron: int) -> str:
+        """Of an MLP neuron's page."""
+        return self.page(f"neurons/{neuron}")
+
     def thumbnail(self, row: int) -> str:
         """Of the thumbnail of a row's image."""
         return f"{self.root}/t/{row}" + (".webp" if self.is_export else "")

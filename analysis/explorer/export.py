@@ -1,0 +1,247 @@
+"""The explorer as a static site: the same pages as files that any host serves and that open from a folder."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...progress import Reporter, format_bytes, format_s
+from ...store.errors import StoreError
+from ...store.files import free_bytes
+from ...store.outside import require_outside_stores
+from ...train.run_dir import CONFIG
+from ..folders import new_folder, refuse_existing
+from .app import chapters as all_chapters
+from .export_pages import KINDS, Job, RunWriter, Site, jobs_of, prefix_of
+from .neuron_columns import neuron_columns
+from .options import ExportOptions
+from .page import Chosen, PageError
+from .pages.neurons import SHOWN_FEATURES, SHOWN_IMAGES
+from .runs import ExploredRun, Explorer
+
+MARK = "data/export.js"
+"""A file of every export, by which one is known."""
+IMAGES_OF_FEATURE = 16
+_SAMPLED = 6  # pages of each kind that are made to predict size and time: their sizes vary by a third
+_SAMPLED_THUMBNAILS = 32
+_FILE_BYTES = 4096  # a disk's block: files of a few kB take half of one more on average
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What an export will be, from a few pages of each kind."""
+
+    n_pages: Mapping[str, int]
+    """By the name of the page."""
+    n_thumbnails: int
+    n_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    folder: Path
+    n_pages: int
+    n_files: int
+    n_bytes: int
+    seconds: float
+    skipped: tuple[str, ...]
+    """Pages that could not be made, and why."""
+
+
+def export_site(
+    runs: Sequence[str | Path],
+    folder: str | Path,
+    options: ExportOptions | None = None,
+    reporter: Reporter | None = None,
+) -> ExportResult:
+    """Write the explorer of some runs into a folder, which appears when it is whole.
+
+    Raises
+    ------
+    ValueError
+        When a chosen feature is none of the first run's.
+    StoreError
+        When a run has no statistics; when the folder lies in a store or a run, is there already, is to be replaced and
+        is no export, or its disk has too little room.
+    """
+    options, reporter = options or ExportOptions(), reporter or Reporter()
+    folder, start_s = Path(folder).absolute(), time.monotonic()
+    _require_place(folder, options.overwrite)
+    explorer, chapters = Explorer(runs), all_chapters()
+    for chapter in chapters:
+        if chapter.start is not None:
+            chapter.start(explorer)
+    chosen = {run.name: choose(run, options, is_first=run is explorer.runs[0]) for run in explorer.runs}
+    jobs = {run.name: list(jobs_of(chapters, chosen[run.name])) for run in explorer.runs}
+    known = {prefix_of(explorer, run) + job.path for run in explorer.runs for job in jobs[run.name]}
+    for run in explorer.runs:
+        for note in run.notes:
+            reporter.warn(note)
+        run.preload()
+    with new_folder(folder, overwrite=True) as temporary:  # whether it may be was asked above
+        site = Site(temporary, known)
+        writers = [RunWriter(site, explorer, run, chosen[run.name]) for run in explorer.runs]
+        forecast = predict(writers, jobs)
+        _announce(folder, forecast, explorer, chosen, reporter)
+        skipped: list[str] = []
+        site.write_static()
+        n_pages = sum(map(len, jobs.values()))
+        with reporter.task("pages", n_pages, "pages") as task:
+            for writer in writers:
+                writer.write_data(chapters)
+                for job in jobs[writer.run.name]:
+                    try:
+                        writer.write_page(job)
+                    except PageError as error:
+                        skipped.append(f"{job.path}: {error}")
+                    task.advance(1)
+    result = ExportResult(
+        folder, n_pages - len(skipped), site.n_files, site.n_bytes, time.monotonic() - start_s, tuple(skipped)
+    )
+    _tell(result, reporter)
+    return result
+
+
+def choose(run: ExploredRun, options: ExportOptions, *, is_first: bool) -> Chosen:
+    """Of which things of a run an export holds pages.
+
+    Parameters
+    ----------
+    is_first
+        Whether named features are of this run; of the others those that are shown are taken.
+    """
+    if options.numbers is not None and is_first:
+        wrong = [number for number in options.numbers if number >= run.d_sae]
+        if wrong:
+            raise ValueError(f"--features: {wrong[0]} is not one of the {run.d_sae:,} features of {run.name}")
+        features = np.array(options.numbers)
+    else:
+        features = np.arange(run.d_sae) if options.features == "all" else run.shown
+    rows = np.empty(0, np.int64)
+    if run.features is not None:
+        top = run.stored.statistics.top_row[
+            features, :IMAGES_OF_FEATURE
+        ].T.ravel()  # every feature's first, then second
+        top = top[top >= 0]
+        _, first = np.unique(top, return_index=True)
+        rows = np.sort(top[np.sort(first)[: options.images]])
+    labels = run.stored.statistics.label_ids
+    return Chosen(
+        features=features.tolist(),
+        rows=rows.tolist(),
+        labels=labels[labels >= 0].tolist(),
+        neurons=_neurons(run, None if options.numbers is None else features),
+    )
+
+
+def _neurons(run: ExploredRun, features: NDArray[np.int64] | None) -> list[int]:
+    """The neurons that have pages: all, or those on whose pages one of some features stands."""
+    try:
+        columns = neuron_columns(run)
+    except PageError:
+        return []  # the page of the list says why
+    if columns is None:
+        return []
+    if features is None:
+        return list(range(columns.n_units))
+    listed = np.isin(columns.feature[:, :SHOWN_FEATURES], features).any(axis=1)
+    units: list[int] = np.flatnonzero(listed).tolist()
+    return units
+
+
+def predict(writers: Sequence[RunWriter], jobs: Mapping[str, Sequence[Job]]) -> Forecast:
+    """Size and time of an export: a few pages of each kind are made, thumbnails counted among the features' images."""
+    n_pages: dict[str, int] = {}
+    n_thumbnails, n_bytes, seconds = 0, 0.0, 0.0
+    for writer in writers:
+        by_kind: dict[str, list[Job]] = {}
+        for job in jobs[writer.run.name]:
+            by_kind.setdefault(job.page.name, []).append(job)
+        for name, same in by_kind.items():
+            sample = [same[i] for i in np.unique(np.linspace(0, len(same) - 1, _SAMPLED).astype(int))]
+            start_s, sizes = time.monotonic(), []
+            for job in sample:
+                try:
+                    sizes.append(len(writer.rendered(job)))
+                except PageError:
+                    sizes.append(0)
+            n_pages[name] = n_pages.get(name, 0) + len(same)
+            n_bytes += len(same) * (float(np.mean(sizes)) + _FILE_BYTES / 2)
+            seconds += (time.monotonic() - start_s) / len(sample) * len(same)
+        rows = _likely_rows(writer)
+        start_s = time.monotonic()
+        sampled = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED_THUMBNAILS)).astype(int)]
+        pictures = [writer.run.thumbnail(int(row)) for row in sampled] if writer.run.store is not None else []
+        held = [len(picture) for picture in pictures if picture is not None]
+        if held:
+            n_thumbnails += len(rows)
+            n_bytes += len(rows) * (float(np.mean(held)) + _FILE_BYTES / 2)
+            seconds += (time.monotonic() - start_s) / len(pictures) * len(rows)
+    return Forecast(n_pages, n_thumbnails, round(n_bytes), seconds)
+
+
+def _likely_rows(writer: RunWriter) -> NDArray[np.int64]:
+    """Rows whose thumbnails pages show: of the chosen features' grids, and the first of every feature on images."""
+    run, features = writer.run, np.array(writer.chosen.features, np.int64)
+    top = run.stored.statistics.top_row
+    shown = [top[features, :IMAGES_OF_FEATURE].ravel(), np.array(writer.chosen.rows, np.int64)]
+    if writer.chosen.rows:
+        shown.append(top[:, :4].ravel())
+    if run.has("samples"):
+        shown.append(run.array("samples/row")[features].ravel())
+    if writer.chosen.neurons:
+        columns = neuron_columns(run)
+        assert columns is not None
+        shown += [
+            columns.top_row[np.array(writer.chosen.neurons), :SHOWN_IMAGES].ravel(),
+            columns.top_row[:, :4].ravel(),
+        ]
+    rows = np.unique(np.concatenate(shown))
+    return rows[rows >= 0]
+
+
+def _announce(
+    folder: Path, forecast: Forecast, explorer: Explorer, chosen: Mapping[str, Chosen], reporter: Reporter
+) -> None:
+    """Say what will be written; `StoreError` where the disk has no room for it."""
+    for run in explorer.runs:
+        of = chosen[run.name]
+        counts = [f"{len(getattr(of, name)):,} {name.replace('rows', 'images')}" for name in KINDS.values()]
+        reporter.say(f"{run.name}: pages of {', '.join(counts)}")
+    reporter.say(
+        f"writing {folder}: {sum(forecast.n_pages.values()):,} pages and about {forecast.n_thumbnails:,} thumbnails, "
+        f"about {format_bytes(forecast.n_bytes)} in about {format_s(forecast.seconds)}"
+    )
+    free = free_bytes(folder.parent)
+    if forecast.n_bytes > free:
+        raise StoreError(
+            f"{folder} needs about {format_bytes(forecast.n_bytes)} and its disk has {format_bytes(free)}: choose "
+            "fewer with --features and --images, or another DIR."
+        )
+
+
+def _tell(result: ExportResult, reporter: Reporter) -> None:
+    reporter.say(
+        f"{result.folder}: {result.n_pages:,} pages, {format_bytes(result.n_bytes)} in {result.n_files:,} files, in "
+        f"{format_s(result.seconds)}. Open {result.folder / 'index.html'}"
+    )
+    if result.skipped:
+        reporter.warn(f"{len(result.skipped):,} pages were left out, the first: {result.skipped[0]}")
+
+
+def _require_place(folder: Path, overwrite: bool) -> None:
+    """Raise `StoreError` where an export may not be written, or may not replace what is there."""
+    require_outside_stores(folder, "DIR")
+    for above in (folder, *folder.resolve().parents):
+        if (above / CONFIG).exists() and (above == folder or (above / "sae.safetensors").exists()):
+            raise StoreError(f"{folder} lies inside the run {above}: name another DIR, outside of it.")
+    if folder.exists() and not (folder / MARK).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(f"{folder} is no export of the explorer (no {MARK}), so it is not replaced: name another DIR.")
+    if folder.exists() and any(folder.iterdir()):
+        refuse_existing(folder, overwrite=overwrite)
