@@ -251,11 +251,11 @@ def _ids(run: ExploredRun, query: Query) -> dict[str, Any]:
     return {"ids": run.shown.tolist()}
 
 
-def _labels_answer(run: ExploredRun, query: Query) -> LabelTable:
+def _labels_answer(run: ExploredRun, query: Query) -> dict[str, Any]:
     feature = run.require_feature(query.path["feature"])
     if not run.has("labels"):
         raise NotHere(f"{run.name} holds no labels of firing rows.")
-    return label_table(run, feature)
+    return vars(label_table(run, feature))
 
 
 def _of_features(run: ExploredRun, chosen: Chosen) -> list[Query]:

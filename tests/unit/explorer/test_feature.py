@@ -1,6 +1,7 @@
 """The page of a feature: every number against the stored activations, counted again in float64."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -107,9 +108,7 @@ def test_the_histogram_counts_every_activation_once(run, dense):
         found = seen(run, feature).histogram
         f = dense[:, feature]
         edges = np.array(found.edges)
-        assert found.counts == [
-            ((f >= low) & (f < high) & (f > 0)).sum() for low, high in zip(edges, edges[1:], strict=False)
-        ]
+        assert found.counts == [((f >= low) & (f < high) & (f > 0)).sum() for low, high in pairwise(edges)]
         assert found.n_zero == run.features.info.n_encoded - (f > 0).sum()
 
 
