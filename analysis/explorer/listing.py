@@ -30,7 +30,7 @@ _KEPT_SELECTIONS = 64
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Ranked = Callable[["ExploredRun", str], tuple[Ints, Floats]]
+Ranked = Callable[["ExploredRun", str], tuple[Ints, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,10 @@ class Listing:
         given = [feature for feature in dict.fromkeys(filters.ids) if feature < len(kept)]
         if filters.ids:
             kept &= self._among(given)
-        ranked, scores = np.arange(0), np.zeros(0)
+        ranked: Ints = np.zeros(0, np.int64)
+        scores: NDArray[Any] = np.zeros(0)
         if filters.phrase and rank is not None:
-            ranked, scores = (np.asarray(each) for each in rank(self._run, filters.phrase))
+            ranked, scores = rank(self._run, filters.phrase)
             kept &= self._among(ranked)
         order = self.order("id", False)
         if filters.sort in self.keys:

@@ -22,6 +22,9 @@ from ...train.run_dir import Run, open_run
 from ..features import FEATURES_ZARR, FeatureActivations, open_features
 from ..stored_statistics import StoredStatistics, are_of, open_statistics
 from .annotations import Annotations
+from .class_counts import ClassCounts
+from .class_tables import ClassTables, read_class_tables
+from .label_index import LabelIndex
 from .listing import Listing
 from .names import Name, read_names
 from .page import NotHere, Unavailable
@@ -213,6 +216,9 @@ class ExploredRun:
         if self.features is not None and self.features.n_rows <= _ROWS_IN_MEMORY:
             self.row_starts  # noqa: B018 (read once)
         self.listing.keys  # noqa: B018 (made once)
+        self.class_counts, self.class_tables  # noqa: B018
+        if self.has("labels"):
+            self.label_index  # noqa: B018
 
     @cached_property
     def names(self) -> Mapping[int, Name]:
@@ -226,6 +232,21 @@ class ExploredRun:
     def listing(self) -> Listing:
         """The columns that lists of features are filtered and sorted by."""
         return Listing(self)
+
+    @cached_property
+    def class_counts(self) -> ClassCounts:
+        """What is counted of each class."""
+        return ClassCounts(self)
+
+    @cached_property
+    def label_index(self) -> LabelIndex:
+        """Features by label; `Unavailable` where the statistics hold no label table."""
+        return LabelIndex(self)
+
+    @cached_property
+    def class_tables(self) -> ClassTables:
+        """What `thresher classes` wrote."""
+        return read_class_tables(self.path)
 
     @cached_property
     def annotations(self) -> Annotations:

@@ -27,8 +27,8 @@ class TopLabels:
 def top_labels(run: "ExploredRun") -> TopLabels:
     """Of a run's features, from its label table or else from its top rows."""
     if run.has("labels"):
-        names = ("indptr", "label", "sum")
-        return TopLabels(*_of_table(*(run.array(f"labels/{name}") for name in names), run.d_sae), True)
+        indptr, label, total = (run.array(f"labels/{name}") for name in ("indptr", "label", "sum"))
+        return TopLabels(*_of_table(indptr, label, total, run.d_sae), True)
     statistics = run.stored.statistics
     return TopLabels(*of_top_rows(statistics.top_label, statistics.top_value), False)
 
