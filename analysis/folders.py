@@ -11,7 +11,7 @@ from ..store.files import sync_folder
 
 
 @contextmanager
-def new_folder(path: Path, *, overwrite: bool, resumes: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, overwrite: bool, resumes: bool = False, one_sync: bool = False) -> Iterator[Path]:
     """Give a temporary folder to fill, which takes the name `path` when the block ends without an error.
 
     What a killed process leaves under the temporary name is removed by the next one; one process at a time writes
@@ -25,6 +25,9 @@ def new_folder(path: Path, *, overwrite: bool, resumes: bool = False) -> Iterato
         Whether it may be taken from what has it already.
     resumes
         Leave what an interrupted block has filled, and give it to the next one.
+    one_sync
+        Make what was written durable by one sync of the whole system, where tens of thousands of small files take
+        minutes one by one.
 
     Raises
     ------
@@ -46,7 +49,10 @@ def new_folder(path: Path, *, overwrite: bool, resumes: bool = False) -> Iterato
         if not resumes:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_tree(temporary)
+    if one_sync:
+        os.sync()
+    else:
+        _sync_tree(temporary)
     if path.exists():
         os.rename(path, retired)
     os.rename(temporary, path)

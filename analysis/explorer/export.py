@@ -1,8 +1,9 @@
 """The explorer as a static site: the same pages as files that any host serves and that open from a folder."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from .app import chapters as all_chapters
 from .export_pages import KINDS, Job, RunWriter, Site, jobs_of, prefix_of
 from .neuron_columns import neuron_columns
 from .options import ExportOptions
-from .page import Chosen, PageError
-from .pages.neurons import SHOWN_FEATURES, SHOWN_IMAGES
+from .page import Chapter, Chosen, Endpoint, PageError, Query
+from .pages.neurons import SHOWN_IMAGES
 from .runs import ExploredRun, Explorer
 
 MARK = "data/export.js"
@@ -27,6 +28,7 @@ MARK = "data/export.js"
 IMAGES_OF_FEATURE = 16
 _SAMPLED = 6  # pages of each kind that are made to predict size and time: their sizes vary by a third
 _SAMPLED_THUMBNAILS = 32
+_FILE_S = 3e-4  # to make a small file and to have it synced with the others
 _FILE_BYTES = 4096  # a disk's block: files of a few kB take half of one more on average
 
 
@@ -34,8 +36,7 @@ _FILE_BYTES = 4096  # a disk's block: files of a few kB take half of one more on
 class Forecast:
     """What an export will be, from a few pages of each kind."""
 
-    n_pages: Mapping[str, int]
-    """By the name of the page."""
+    n_pages: int
     n_thumbnails: int
     n_bytes: int
     seconds: float
@@ -84,23 +85,29 @@ def export_site(
         for note in run.notes:
             reporter.warn(note)
         run.preload()
-    with new_folder(folder, overwrite=True) as temporary:  # whether it may be was asked above
+    with new_folder(folder, overwrite=True, one_sync=True) as temporary:  # whether it may be was asked above
         site = Site(temporary, known)
         writers = [RunWriter(site, explorer, run, chosen[run.name]) for run in explorer.runs]
-        forecast = predict(writers, jobs)
+        forecast = predict(writers, jobs, chapters)
         _announce(folder, forecast, explorer, chosen, reporter)
         skipped: list[str] = []
         site.write_static()
-        n_pages = sum(map(len, jobs.values()))
-        with reporter.task("pages", n_pages, "pages") as task:
+        asked = {writer.run.name: writer.asked(chapters) for writer in writers}
+        with reporter.task("files", sum(len(jobs[name]) + len(asked[name]) for name in jobs), "files") as task:
             for writer in writers:
-                writer.write_data(chapters)
+                writer.write_lists()
+                for endpoint, query in asked[writer.run.name]:
+                    data = writer.answered(endpoint, query)
+                    if data is not None:
+                        writer.write(data)
+                    task.advance(1)
                 for job in jobs[writer.run.name]:
                     try:
                         writer.write_page(job)
                     except PageError as error:
                         skipped.append(f"{job.path}: {error}")
                     task.advance(1)
+    n_pages = sum(map(len, jobs.values()))
     result = ExportResult(
         folder, n_pages - len(skipped), site.n_files, site.n_bytes, time.monotonic() - start_s, tuple(skipped)
     )
@@ -132,58 +139,74 @@ def choose(run: ExploredRun, options: ExportOptions, *, is_first: bool) -> Chose
         _, first = np.unique(top, return_index=True)
         rows = np.sort(top[np.sort(first)[: options.images]])
     labels = run.stored.statistics.label_ids
+    if options.numbers is not None:
+        labels = np.intersect1d(labels, run.stored.statistics.top_label[features])
     return Chosen(
         features=features.tolist(),
         rows=rows.tolist(),
         labels=labels[labels >= 0].tolist(),
-        neurons=_neurons(run, None if options.numbers is None else features),
+        neurons=[] if options.numbers is not None else _neurons(run),
     )
 
 
-def _neurons(run: ExploredRun, features: NDArray[np.int64] | None) -> list[int]:
-    """The neurons that have pages: all, or those on whose pages one of some features stands."""
+def _neurons(run: ExploredRun) -> list[int]:
+    """All that have pages."""
     try:
         columns = neuron_columns(run)
-    except PageError:
-        return []  # the page of the list says why
-    if columns is None:
+    except PageError as error:
+        run.notes.append(str(error))
         return []
-    if features is None:
-        return list(range(columns.n_units))
-    listed = np.isin(columns.feature[:, :SHOWN_FEATURES], features).any(axis=1)
-    units: list[int] = np.flatnonzero(listed).tolist()
-    return units
+    return [] if columns is None else list(range(columns.n_units))
 
 
-def predict(writers: Sequence[RunWriter], jobs: Mapping[str, Sequence[Job]]) -> Forecast:
-    """Size and time of an export: a few pages of each kind are made, thumbnails counted among the features' images."""
-    n_pages: dict[str, int] = {}
-    n_thumbnails, n_bytes, seconds = 0, 0.0, 0.0
+def predict(writers: Sequence[RunWriter], jobs: Mapping[str, Sequence[Job]], chapters: Sequence[Chapter]) -> Forecast:
+    """Size and time of an export: a few files of each kind are made, thumbnails counted among the features' images."""
+    n_pages = n_thumbnails = 0
+    n_bytes = seconds = 0.0
     for writer in writers:
-        by_kind: dict[str, list[Job]] = {}
+        kinds: dict[tuple[str, str], list[Callable[[], bytes | str]]] = {}
         for job in jobs[writer.run.name]:
-            by_kind.setdefault(job.page.name, []).append(job)
-        for name, same in by_kind.items():
-            sample = [same[i] for i in np.unique(np.linspace(0, len(same) - 1, _SAMPLED).astype(int))]
-            start_s, sizes = time.monotonic(), []
-            for job in sample:
-                try:
-                    sizes.append(len(writer.rendered(job)))
-                except PageError:
-                    sizes.append(0)
-            n_pages[name] = n_pages.get(name, 0) + len(same)
-            n_bytes += len(same) * (float(np.mean(sizes)) + _FILE_BYTES / 2)
-            seconds += (time.monotonic() - start_s) / len(sample) * len(same)
+            kinds.setdefault(("page", job.page.name), []).append(partial(writer.rendered, job))
+            n_pages += 1
+        for endpoint, query in writer.asked(chapters):
+            kinds.setdefault(("data", endpoint.path), []).append(partial(_content, writer, endpoint, query))
+        for same in kinds.values():
+            mean_bytes, mean_s = _sampled([same[i] for i in _spread(len(same), _SAMPLED)])
+            n_bytes += len(same) * (mean_bytes + _FILE_BYTES / 2)
+            seconds += len(same) * (mean_s + _FILE_S)
         rows = _likely_rows(writer)
-        start_s = time.monotonic()
-        sampled = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLED_THUMBNAILS)).astype(int)]
-        pictures = [writer.run.thumbnail(int(row)) for row in sampled] if writer.run.store is not None else []
-        held = [len(picture) for picture in pictures if picture is not None]
-        if held:
-            n_thumbnails += len(rows)
-            n_bytes += len(rows) * (float(np.mean(held)) + _FILE_BYTES / 2)
-            seconds += (time.monotonic() - start_s) / len(pictures) * len(rows)
+        if len(rows) and writer.run.store is not None:
+            pictures = [partial(writer.run.thumbnail, int(rows[i])) for i in _spread(len(rows), _SAMPLED_THUMBNAILS)]
+            mean_bytes, mean_s = _sampled(pictures)
+            if mean_bytes:
+                n_thumbnails += len(rows)
+                n_bytes += len(rows) * (mean_bytes + _FILE_BYTES / 2)
+                seconds += len(rows) * (mean_s + _FILE_S)
     return Forecast(n_pages, n_thumbnails, round(n_bytes), seconds)
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """Some places among `n`, far apart."""
+    places: list[int] = np.unique(np.linspace(0, n - 1, most).astype(int)).tolist()
+    return places
+
+
+def _sampled(makers: "Sequence[Callable[[], bytes | str | None]]") -> tuple[float, float]:
+    """Mean size and time of what some functions make; the first of several is not timed: it loads what all use."""
+    sizes, times = [], []
+    for make in makers:
+        start_s = time.monotonic()
+        try:
+            sizes.append(len(make() or b""))
+        except PageError:
+            sizes.append(0)
+        times.append(time.monotonic() - start_s)
+    return float(np.mean(sizes)), float(np.mean(times[1:] or times))
+
+
+def _content(writer: RunWriter, endpoint: Endpoint, query: Query) -> bytes:
+    data = writer.answered(endpoint, query)
+    return b"" if data is None else data.content
 
 
 def _likely_rows(writer: RunWriter) -> NDArray[np.int64]:
@@ -215,7 +238,7 @@ def _announce(
         counts = [f"{len(getattr(of, name)):,} {name.replace('rows', 'images')}" for name in KINDS.values()]
         reporter.say(f"{run.name}: pages of {', '.join(counts)}")
     reporter.say(
-        f"writing {folder}: {sum(forecast.n_pages.values()):,} pages and about {forecast.n_thumbnails:,} thumbnails, "
+        f"writing {folder}: {forecast.n_pages:,} pages and up to {forecast.n_thumbnails:,} thumbnails, "
         f"about {format_bytes(forecast.n_bytes)} in about {format_s(forecast.seconds)}"
     )
     free = free_bytes(folder.parent)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import bundle
-from .page import Answer, Chapter, Chosen, Page, PageError, Query
+from .page import Answer, Chapter, Chosen, Endpoint, Page, PageError, Query
 from .render import plain, render_error, render_page, static_files, to_json
 from .runs import ExploredRun, Explorer
 from .urls import Urls
@@ -39,6 +39,8 @@ def jobs_of(chapters: Sequence[Chapter], chosen: Chosen) -> Iterator[Job]:
     """Every page of one run, those without numbers in their paths first."""
     pages = [page for chapter in chapters for page in chapter.pages if page.is_exported]
     for page in sorted(pages, key=lambda page: "{" in page.path):
+        if page.exported_with and not getattr(chosen, page.exported_with):
+            continue
         name = _PARAMETER.search(page.path)
         numbers = getattr(chosen, KINDS[name[1]]) if name else [None]
         for number in numbers:
@@ -46,9 +48,25 @@ def jobs_of(chapters: Sequence[Chapter], chosen: Chosen) -> Iterator[Job]:
             yield Job(page, Query(values), f"{_filled(page.path, values) or 'index'}.html")
 
 
-def data_name(path: str) -> str:
-    """The file of the script that holds what an address answers; `exported` of api.js has the same rule."""
-    return f"data/{re.sub(r'[^A-Za-z0-9._-]', '_', path)}.js"
+@dataclass(frozen=True)
+class Data:
+    """A file that scripts load."""
+
+    path: str
+    """Below the run's root."""
+    content: bytes
+    value: Any = None
+    """The JSON in it."""
+
+
+def script_of(path: str, answer: Any) -> Data:
+    """What an address answers, as the script that `exported` of api.js adds to a page."""
+    if isinstance(answer, Answer):
+        value = {"base64": base64.b64encode(answer.content).decode()}
+    else:
+        value = {"value": plain(answer)}
+    text = f"(window.thresherData ??= {{}})[{json.dumps(path)}] = ".encode() + to_json(value) + b";\n"
+    return Data(f"data/{re.sub(r'[^A-Za-z0-9._-]', '_', path)}.js", text, value)
 
 
 @dataclass
@@ -151,36 +169,35 @@ class RunWriter:
             self._write_rows(json.loads(text))
         self.site.write(path, html.encode())
 
-    def write_data(self, chapters: Sequence[Chapter]) -> None:
-        """What scripts load: the numbers of the chosen pages, the answers of endpoints."""
-        site = self.site
+    def write_lists(self) -> None:
+        """The numbers of the chosen pages, which every page's script reads."""
         numbers = to_json({name: getattr(self.chosen, name) for name in KINDS.values()})
-        site.write(f"{self.prefix}data/export.js", b"window.thresherExport = " + numbers + b";\n")
-        self._write_data("ids.json", {"ids": self.chosen.features})
-        for endpoint in (each for chapter in chapters for each in chapter.endpoints if each.exports is not None):
-            assert endpoint.exports is not None
-            for query in endpoint.exports(self.run, self.chosen):
-                path = _filled(endpoint.path, query.path)
-                if query.values:
-                    path += "?" + "&".join(f"{name}={value}" for name, value in query.values.items())
-                try:
-                    answer = endpoint.answer(self.run, query)
-                except PageError:
-                    continue  # the page's script says that it is not part of this export
-                if isinstance(answer, Answer) and answer.media_type.startswith("image/"):
-                    site.known.add(self.prefix + path)
-                    site.write(self.prefix + path, answer.content)
-                else:
-                    self._write_data(path, answer)
+        self.site.write(f"{self.prefix}data/export.js", b"window.thresherExport = " + numbers + b";\n")
+        self.write(script_of("ids.json", {"ids": self.chosen.features}))
 
-    def _write_data(self, path: str, answer: Any) -> None:
-        if isinstance(answer, Answer):
-            value = {"base64": base64.b64encode(answer.content).decode()}
-        else:
-            value = {"value": plain(answer)}
-            self._write_rows(value)
-        text = f"(window.thresherData ??= {{}})[{json.dumps(path)}] = ".encode() + to_json(value) + b";\n"
-        self.site.write(self.prefix + data_name(path), text)
+    def asked(self, chapters: Sequence[Chapter]) -> list[tuple[Endpoint, Query]]:
+        """What scripts will load."""
+        endpoints = [each for chapter in chapters for each in chapter.endpoints]
+        return [(each, query) for each in endpoints if each.exports for query in each.exports(self.run, self.chosen)]
+
+    def answered(self, endpoint: Endpoint, query: Query) -> "Data | None":
+        """What an endpoint answers; None where it has no answer, which the page's script then says."""
+        path = _filled(endpoint.path, query.path)
+        if query.values:
+            path += "?" + "&".join(f"{name}={value}" for name, value in query.values.items())
+        try:
+            answer = endpoint.answer(self.run, query)
+        except PageError:
+            return None
+        if isinstance(answer, Answer) and answer.media_type.startswith("image/"):
+            return Data(path, answer.content)
+        return script_of(path, answer)
+
+    def write(self, data: "Data") -> None:
+        """A file that is no page, and the thumbnails that it names."""
+        self.site.known.add(self.prefix + data.path)
+        self.site.write(self.prefix + data.path, data.content)
+        self._write_rows(data.value)
 
     def _urls(self, path: str) -> Urls:
         up = [".."] * path.count("/")

@@ -111,6 +111,8 @@ class Page:
     """Whether it may take more than a few milliseconds, and so has a thread of its own."""
     is_exported: bool = True
     """Whether a static export holds it: once, or for each chosen feature, row, label or neuron that its path names."""
+    exported_with: str = ""
+    """A field of `Chosen` without which an export leaves it out: `neurons` of the list of neurons."""
 
 
 @dataclass(frozen=True)

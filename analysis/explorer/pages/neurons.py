@@ -257,6 +257,9 @@ def _exported(run: ExploredRun, chosen: Chosen) -> list[Query]:
 
 
 CHAPTER = Chapter(
-    pages=(Page("neurons", "/neurons", view_list), Page("neuron", "/neurons/{neuron:int}", view)),
+    pages=(
+        Page("neurons", "/neurons", view_list, exported_with="neurons"),
+        Page("neuron", "/neurons/{neuron:int}", view),
+    ),
     endpoints=(Endpoint("/neurons-index.json", index, exports=_exported),),
 )
