@@ -210,6 +210,7 @@ async function drawScatter() {
   }
   drawLegend();
   element("tools").hidden = false;
+  performance.mark("scatter-drawn");
   element("scatter").classList.add("drawn");
 }
 
