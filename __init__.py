@@ -9,6 +9,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .analysis.fidelity import FidelityResult, evaluate_fidelity
+    from .analysis.notebook import open_run
     from .analysis.stored_statistics import StoredStatistics, open_statistics
     from .analysis.train_sae import train_sae
     from .harvest.splice import splice
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .train.models import SparseAutoencoder, load_sae
     from .train.options import TrainOptions
     from .train.outcome import TrainResult
-    from .train.run_dir import Run, open_run
+    from .train.run_dir import Run
 
 __all__ = [
     "ActivationLoader",
@@ -46,6 +47,7 @@ __all__ = [
 
 _NAMES_OF = {
     "analysis.fidelity": ("FidelityResult", "evaluate_fidelity"),
+    "analysis.notebook": ("open_run",),
     "analysis.stored_statistics": ("StoredStatistics", "open_statistics"),
     "analysis.train_sae": ("train_sae",),
     "harvest.splice": ("splice",),
@@ -56,7 +58,7 @@ _NAMES_OF = {
     "train.member": ("TrainResult",),
     "train.models": ("SparseAutoencoder", "load_sae"),
     "train.options": ("TrainOptions",),
-    "train.run_dir": ("Run", "open_run"),
+    "train.run_dir": ("Run",),
 }
 _HOME = {name: module for module, names in _NAMES_OF.items() for name in names}
 

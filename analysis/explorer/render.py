@@ -43,6 +43,11 @@ def render_error(explorer: Explorer, run: ExploredRun, error: PageError, urls: U
     return _render("error.html", explorer, run, "error", urls, message=str(error), status=error.status)
 
 
+def render_alone(template: str, **values: Any) -> str:
+    """A template that is no page of the server's, with the filters of pages."""
+    return _environment().get_template(template).render(**values)
+
+
 def _render(template: str, explorer: Explorer, run: ExploredRun, name: str, urls: Urls, **values: Any) -> bytes:
     found = _environment().get_template(template)
     text: str = found.render(explorer=explorer, run=run, page=name, url=urls, **values)

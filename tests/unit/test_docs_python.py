@@ -82,6 +82,15 @@ def test_statistics_are_read_back_with_their_details(after):
     assert after.cosines[0] == pytest.approx(float(unit[after.strong] @ unit[after.alike[0]]), abs=1e-5)
 
 
+def test_a_feature_shows_itself_with_the_same_numbers(after):
+    statistics = after.statistics
+    assert after.seen.density == statistics.n_active[after.strong] / statistics.n_rows
+    assert list(after.seen.top_rows) == [row for row in statistics.top_row[after.strong] if row >= 0]
+    assert after.seen.top_labels == after.top_labels
+    assert len(after.firing_rows) == len(after.activations) == statistics.n_active[after.strong]
+    assert after.seen._repr_html_().count("data:image/webp;base64,") == 16
+
+
 def test_zero_shot_accuracy_is_between_guessing_and_the_models_own(after):
     found = after.found
     assert found.n_images == 300
