@@ -69,6 +69,8 @@ def values_of(query: Query) -> dict[str, str]:
 def address(values: dict[str, str], **changes: str | None) -> str:
     """A query string with `?`, of values with some changed; None leaves one out, and a change leads to page 1."""
     merged = {**values, **({"page": None} if "page" not in changes else {}), **changes}
+    if merged.get("page") == "1":
+        merged["page"] = None
     kept = {name: merged[name] for name in _PARAMETERS if merged.get(name)}
     return f"?{urlencode(kept, safe=':,~')}" if kept else ""
 
