@@ -88,8 +88,15 @@ def percent(share: float | None, digits: int = 2) -> str:
     return "–" if share is None or not math.isfinite(share) else f"{number(100 * share, digits)} %"
 
 
+_AS_THEY_ARE = frozenset((int, str, bool, type(None)))
+
+
 def plain(value: Any) -> Any:
     """Dataclasses, numpy's numbers and arrays, paths: as JSON has them; what is not finite becomes null."""
+    if type(value) in _AS_THEY_ARE:  # most values: asked first, it halves the time of a page's numbers
+        return value
+    if isinstance(value, float) and not isinstance(value, np.generic):
+        return value if math.isfinite(value) else None
     if is_dataclass(value) and not isinstance(value, type):
         return {each.name: plain(getattr(value, each.name)) for each in fields(value) if each.repr}
     if isinstance(value, np.ndarray):
@@ -100,8 +107,6 @@ def plain(value: Any) -> Any:
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return str(value) if isinstance(value, Path) else value
 
 
