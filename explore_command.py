@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from .analysis.explorer.options import ExploreOptions, ExportOptions
-from .command import FolderPath, edge, given, options_of
+from .command import FolderPath, echo, edge, given, options_of
 from .progress import ConsoleReporter
 
 
@@ -49,4 +49,4 @@ def explore(
     from .analysis.explorer.serve import explore as serve
 
     options = ExploreOptions(**of_server)
-    serve(runs, options, opens_browser=not no_browser, reporter=reporter)
+    serve(runs, options, opens_browser=not no_browser, announce=echo, reporter=reporter)

@@ -1,13 +1,16 @@
 """Serves the explorer on a port of this machine until it is stopped."""
 
+import errno
 import socket
 import threading
 import webbrowser
 from collections.abc import Awaitable, Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...progress import Reporter
+from ...store.errors import StoreError
 from .app import make_app
 from .options import ExploreOptions
 from .runs import Explorer
@@ -24,47 +27,75 @@ def explore(
     options: ExploreOptions | None = None,
     *,
     opens_browser: bool = True,
+    announce: Callable[[str], object] = print,
     reporter: Reporter | None = None,
 ) -> None:
     """Serve the explorer of some runs until interrupted.
 
+    Parameters
+    ----------
+    announce
+        Told the line with the address.
+
     Raises
     ------
     StoreError
-        When a run has no statistics.
+        When a run has no statistics, or what serves it is not installed.
     ValueError
         When the address is not this machine's own and no name for browsers is given.
     OSError
         When no port can be had.
     """
+    require_extra()
     options, reporter = options or ExploreOptions(), reporter or Reporter()
     if options.host not in OWN_NAMES and not options.allow_host:
         raise ValueError(
             f"--host {options.host} shows this run to other machines: say how they reach it with --allow-host NAME."
         )
-    explorer = Explorer(runs)
-    app = make_app(explorer, names=options.allow_host)
-    for run in explorer.runs:
-        for note in run.notes:
-            reporter.warn(note)
-        threading.Thread(target=run.preload, name=f"preload-{run.name}", daemon=True).start()
     listening = listen(options)
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{host}:{listening.getsockname()[1]}/"
-    reporter.say(f"{', '.join(run.name for run in explorer.runs)}: open {address} (Ctrl-C ends it)")
-    if opens_browser:
-        threading.Timer(0.5, webbrowser.open, (address,)).start()
     try:
+        explorer = Explorer(runs)
+        app = make_app(explorer, names=options.allow_host)
+        for run in explorer.runs:
+            run.device = options.device
+            for note in run.notes:
+                reporter.warn(note)
+            threading.Thread(target=run.preload, name=f"preload-{run.name}", daemon=True).start()
+        host = options.host if options.host in OWN_NAMES else options.allow_host[0]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
+        announce(f"{', '.join(run.name for run in explorer.runs)}: open {address} (Ctrl-C ends it)")
+        if opens_browser:
+            opening = threading.Timer(0.5, webbrowser.open, (address,))
+            opening.daemon = True
+            opening.start()
         server(app).run(sockets=[listening])
     finally:
         listening.close()
+
+
+def require_extra() -> None:
+    """Raise `StoreError` where the packages that serve pages are not installed."""
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise StoreError(f"explore needs {' and '.join(missing)}: pip install 'thresher[explorer]'.")
 
 
 def server(app: Callable[..., Awaitable[None]]) -> "Server":
     """What answers with `app` at the sockets given to its `run`."""
     from uvicorn import Config, Server
 
-    return Server(Config(app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30))
+    return Server(
+        Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # no one's word for whom a request is from
+            lifespan="off",
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=2,  # s, for what is being answered when it is stopped
+        )
+    )
 
 
 def listen(options: ExploreOptions) -> socket.socket:
@@ -72,7 +103,8 @@ def listen(options: ExploreOptions) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     last: OSError | None = None
     for port in range(options.port, min(options.port + _PORTS_TRIED, 65535) + 1):
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        # the protocol is named: only then asyncio sends at once, where an answer would wait 40 ms for the other side
+        listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((options.host, port))
@@ -80,6 +112,8 @@ def listen(options: ExploreOptions) -> socket.socket:
         except OSError as error:
             listening.close()
             last = error
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                break  # no other port helps
         else:
             return listening
     assert last is not None

@@ -70,6 +70,7 @@ def make_explored_run(
     unlabelled: tuple[int, ...] = (3, 4),
     is_labelled: bool = True,
     thumbnails: bool = True,
+    picture_px: int = 32,
     name: str = "run",
     seed: int = 0,
     options: StatsOptions | None = QUICK,
@@ -88,6 +89,8 @@ def make_explored_run(
         Places in the row order of images that could not be read; images without a label.
     is_labelled
         Whether there are labels and their names at all.
+    picture_px
+        Side of the thumbnails; of 64 they take 1.5 kB.
     seed
         Of the SAE. The store is the same for all, so that runs on it can be compared.
     options
@@ -98,8 +101,9 @@ def make_explored_run(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)  # need not outlive a power cut
         if not store_path.exists():
+            pictures = [picture(number, picture_px) if thumbnails else None for number in range(max(64, n_labels))]
             _make_store(
-                store_path, directions, n_images, n_labels, tokens, unreadable, unlabelled, is_labelled, thumbnails
+                store_path, directions, n_images, n_labels, tokens, unreadable, unlabelled, is_labelled, pictures
             )
         sae, ultra_low, dead = _make_sae(directions, n_features, n_labels, seed)
         store = open_store(store_path)
@@ -169,7 +173,7 @@ def _make_store(
     unreadable: tuple[int, ...],
     unlabelled: tuple[int, ...],
     is_labelled: bool,
-    thumbnails: bool,
+    pictures: list[bytes | None],
 ) -> None:
     rng = np.random.default_rng(3)
     keys = [*HOSTILE_KEYS, *(b"pictures/%d.png" % i for i in range(len(HOSTILE_KEYS), n_images))][:n_images]
@@ -202,7 +206,7 @@ def _make_store(
         n_images=n_images,
         tokens_per_image=tokens,
         rows_per_chunk=256,
-        thumbnail_px=128 if thumbnails else None,
+        thumbnail_px=None if pictures[0] is None else 128,
         label_names=names if is_labelled else None,
     )
     order = spec.order()
@@ -214,7 +218,6 @@ def _make_store(
     x[:, -1] = 0
     few = rng.choice(n_rows, max(4, n_rows // 40), replace=False)
     x[few, -1] = 0.01 * rng.uniform(0.7, 1.3, len(few))
-    pictures = [picture(number) for number in range(max(64, n_labels))]
     valid = np.ones(n_images, bool)
     valid[[place for place in unreadable if place < n_images]] = False  # by place
     with create_store(path, spec, keys=keys, labels=labels) as writer:
@@ -229,7 +232,7 @@ def _make_store(
                 here,
                 [(image, "cannot be read") for image in images[~here].tolist()],
                 [
-                    pictures[image % len(pictures)] if ok and thumbnails else None
+                    pictures[image % len(pictures)] if ok else None
                     for image, ok in zip(images.tolist(), here.tolist(), strict=True)
                 ],
             )
@@ -237,10 +240,11 @@ def _make_store(
 
 
 def picture(number: int, side: int = 32) -> bytes:
-    """A small WebP picture in a colour of its own, brighter to the right."""
+    """A small WebP picture in a colour of its own, noisy, brighter to the right."""
     red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.6, 0.9)
     shade = np.linspace(0.6, 1, side)[None, :, None] * np.ones((side, 1, 1))
-    pixels = (255 * shade * np.array([red, green, blue])).astype(np.uint8)
+    noise = np.random.default_rng(number).uniform(0.8, 1, (side, side, 1))
+    pixels = (255 * shade * noise * np.array([red, green, blue])).astype(np.uint8)
     saved = BytesIO()
     Image.fromarray(pixels).save(saved, "webp", quality=60)
     return saved.getvalue()
