@@ -1,5 +1,6 @@
 """The page of a feature: its images, its numbers, its labels, its neurons, the features beside it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,15 @@ from ...samples import SAMPLE_GROUPS
 from ..names import Name
 from ..page import Answer, Chapter, Chosen, Endpoint, NotHere, Page, Query
 from ..runs import ExploredRun
-from .feature_alignment import StoredNeurons, cosines_answer, stored_neurons
+from .feature_alignment import StoredNeurons, cosines_answer, has_alignment, stored_neurons
 from .feature_labels import LabelTable, label_table
 from .feature_neighbours import Neighbour, nearest_by, partners
 from .feature_patches import has_patches, heat_answer
 
 N_TOP = 16
 """Images in the first grid."""
+N_LABELS = 20
+"""Labels on the page; all of them are a button away."""
 _DENSE_DENSITY, _DENSE_MEAN_TOP = 1e-4, 10**-0.7  # the post's: log10 density > -4, log10 mean > -0.7
 _VISUALISATIONS = {".webp": "image/webp", ".png": "image/png"}
 
@@ -111,6 +114,11 @@ class FeatureView:
     next: int | None
     absent: dict[str, str]
     """Why a part is not there, by its name."""
+
+    @property
+    def n_labels_shown(self) -> int:
+        """Labels in the table before its button is pressed."""
+        return N_LABELS
 
     @property
     def for_script(self) -> dict[str, Any]:
@@ -258,17 +266,33 @@ def _labels_answer(run: ExploredRun, query: Query) -> dict[str, Any]:
     return vars(label_table(run, feature))
 
 
-def _of_features(run: ExploredRun, chosen: Chosen) -> list[Query]:
-    return [Query({"feature": feature}) for feature in chosen.features]
+def _queries(features: Iterable[int]) -> list[Query]:
+    return [Query({"feature": feature}) for feature in features]
+
+
+def _with_more_labels(run: ExploredRun, chosen: Chosen) -> list[Query]:
+    """Features with more labels than their pages show."""
+    if not run.has("labels"):
+        return []
+    n_labels = np.diff(run.array("labels/indptr").astype(np.int64))
+    return _queries(feature for feature in chosen.features if n_labels[feature] > N_LABELS)
+
+
+def _with_neurons(run: ExploredRun, chosen: Chosen) -> list[Query]:
+    return _queries(chosen.features) if has_alignment(run) else []
+
+
+def _with_patches(run: ExploredRun, chosen: Chosen) -> list[Query]:
+    return _queries(feature for feature in chosen.features if not run.is_dead[feature]) if has_patches(run) else []
 
 
 CHAPTER = Chapter(
     pages=(Page("feature", "/f/{feature:int}", view),),
     endpoints=(
         Endpoint("/ids.json", _ids),
-        Endpoint("/f/{feature:int}/labels.json", _labels_answer, exports=_of_features),
-        Endpoint("/f/{feature:int}/heat.json", heat_answer, is_slow=True, exports=_of_features),
-        Endpoint("/f/{feature:int}/alignment.json", cosines_answer, is_slow=True, exports=_of_features),
+        Endpoint("/f/{feature:int}/labels.json", _labels_answer, exports=_with_more_labels),
+        Endpoint("/f/{feature:int}/heat.json", heat_answer, is_slow=True, exports=_with_patches),
+        Endpoint("/f/{feature:int}/alignment.json", cosines_answer, is_slow=True, exports=_with_neurons),
         Endpoint("/f/{feature:int}/visualisation", _visualisation_answer),
     ),
 )

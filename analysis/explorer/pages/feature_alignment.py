@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from ....store.errors import StoreError
 from ....train.run_dir import WEIGHTS
 from ...stored_alignment import ALIGNMENT_JSON, StoredAlignment, open_alignment
+from ..neuron_columns import KINDS
 from ..page import Query, Unavailable
 from ..runs import ExploredRun
 
 N_TOP = 10
 _SIDE = "encoder"
-_KINDS = ("isotropic", "covariance")
-_DIGITS = 5  # of a cosine as it is sent: a pixel of the plot is some 0.005
+_CHANCES = ("isotropic", "covariance")
+_DIGITS = 4  # of a cosine as it is sent: a pixel of the plot is some 0.005
 
 Array = NDArray[Any]
 
@@ -67,6 +68,8 @@ class StoredNeurons:
     n_vectors: int
     has_sign: bool
     """Whether a cosine's sign means something; it does of neurons."""
+    has_images: bool
+    """Whether neurons have pages."""
     top_signed: list[NeuronCosine]
     """Falling; only positive ones. Empty without a sign."""
     top_absolute: list[NeuronCosine]
@@ -80,6 +83,7 @@ class _InMemory:
 
     def __init__(self, stored: StoredAlignment) -> None:
         self.summary = stored.summary["sides"][_SIDE]
+        self.has_images = any(kind in (stored.summary.get("neurons") or {}) for kind in KINDS)
         names = ["top_id", "top_cosine", "max_cosine", "max_id"]
         names += [f"{what}/{level}" for level in self.summary["neurons_per_feature"] for what in ("n_above", "p", "q")]
         self.arrays: dict[str, Array] = {name: stored.read(f"{_SIDE}/{name}") for name in names}
@@ -88,6 +92,11 @@ class _InMemory:
 _lock = threading.Lock()
 _stored: "WeakKeyDictionary[ExploredRun, _InMemory | None]" = WeakKeyDictionary()
 _vectors: "WeakKeyDictionary[ExploredRun, NDArray[np.float32]]" = WeakKeyDictionary()
+
+
+def has_alignment(run: ExploredRun) -> bool:
+    """Whether `align` has been run on these weights."""
+    return _alignment(run) is not None
 
 
 def stored_neurons(run: ExploredRun, feature: int) -> StoredNeurons | None:
@@ -105,9 +114,10 @@ def stored_neurons(run: ExploredRun, feature: int) -> StoredNeurons | None:
         layer=main["layer"],
         n_vectors=main["n_vectors"],
         has_sign=has_sign,
+        has_images=alignment.has_images,
         top_signed=signed[:N_TOP],
         top_absolute=nearest[:N_TOP],
-        chance=[_chance(alignment, feature, kind, has_sign) for kind in _KINDS if kind in main["chance"]],
+        chance=[_chance(alignment, feature, kind, has_sign) for kind in _CHANCES if kind in main["chance"]],
     )
 
 
