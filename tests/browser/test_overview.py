@@ -109,7 +109,10 @@ def test_a_drag_selects_and_the_selection_survives_a_reload(browser, explorer_ur
     expected = count_within(points, **ranges_of(address))
     assert 0 < expected < count_within(points)
     assert shown == f"{expected} of {count_within(points)} features"
-    assert browser.find_element(By.ID, "as-list").get_attribute("href") == address.replace("/?", "/features?")
+    listed = browser.find_element(By.ID, "as-list").get_attribute("href")
+    assert listed == address.replace("/?", "/features?") + "&set=all"
+    counted = "fetch(arguments[0]).then((answer) => answer.json()).then((found) => arguments[1](found.total))"
+    assert browser.execute_async_script(counted, listed.replace("/features?", "/features.json?")) == expected
     opened(browser, address)
     assert browser.current_url == address
     assert text(browser, "count") == shown

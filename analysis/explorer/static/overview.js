@@ -142,7 +142,7 @@ class Filtered {
   set(filter) {
     const { points, n } = this;
     this.filter = Object.fromEntries(AXES.filter((axis) => filter[axis]).map((axis) => [axis, range(text(filter[axis]))]));
-    const ranges = AXES.flatMap((axis, i) => (this.filter[axis] ? [[points[i], ...this.filter[axis].map(Math.fround)]] : []));
+    const ranges = AXES.flatMap((axis, i) => (this.filter[axis] ? [[points[i], ...this.filter[axis]]] : []));
     this.selected = ranges.length ? new Uint8Array(n) : null;
     let count = 0, places = 0;
     for (let id = 0; id < n; id++) {
@@ -155,7 +155,7 @@ class Filtered {
     this.scatter.select(this.selected);
     element("count").textContent = `${number(count)} of ${number(places)} features`;
     const query = asQuery(this.filter);
-    element("as-list").href = url.page("features", query);
+    element("as-list").href = url.page("features", query && `${query}&set=all`); // the list leaves the ULD cluster out by itself
     history.replaceState(null, "", `${location.pathname}${query}${location.hash}`);
     for (const axis of AXES) if (document.activeElement !== element(`range-${axis}`)) element(`range-${axis}`).value = this.filter[axis] ? text(this.filter[axis]) : "";
   }
