@@ -5,7 +5,9 @@ Shapes: n phrases, C classes, e the length of an embedding.
 
 import hashlib
 import json
+import secrets
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +26,11 @@ from .runs import ExploredRun
 if TYPE_CHECKING:
     from ...harvest.vision import LoadedClip, Tower
     from ...train.models import SparseAutoencoder
+    from .live import Seen
 
 _MOST_WAITING = 4
 _LONGEST_WAIT_S = 60.0
+_KEPT = 8
 _MOST_CAPTIONS_ON_CPU = 8192
 """Prompt templates make 7 or 80 captions a class; ViT-L/14's text tower takes some 20 ms for each on a CPU core."""
 
@@ -64,6 +68,30 @@ class ClassTexts:
     place_of_label: Mapping[int, int]
 
 
+class Held:
+    """The last few pictures that visitors sent, by a random token."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: OrderedDict[str, Seen] = OrderedDict()
+
+    def put(self, seen: "Seen") -> str:
+        """Hold a picture in the place of the one longest not asked for; gives its token."""
+        token = secrets.token_urlsafe(18)
+        with self._lock:
+            self._seen[token] = seen
+            while len(self._seen) > _KEPT:
+                self._seen.popitem(last=False)
+        return token
+
+    def get(self, token: str) -> "Seen | None":
+        """The picture of a token; None where it is not held any more."""
+        with self._lock:
+            if token in self._seen:
+                self._seen.move_to_end(token)
+            return self._seen.get(token)
+
+
 class RunTower:
     """The tower that a run's rows were read in, its text tower, and the run's SAE.
 
@@ -79,6 +107,7 @@ class RunTower:
     def __init__(self, run: ExploredRun) -> None:
         self._run = run
         self._found: dict[str, Any] = {}
+        self.held = Held()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
