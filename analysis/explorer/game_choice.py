@@ -5,9 +5,10 @@ run enters through the whole digests of its SAE and its store, of which pages sh
 than the pages cannot compute where the answer stands.
 
 Rows are sought among at most `MOST_ROWS` of the run, in memory: blocks that lie evenly over it. The images to be
-guessed are held-out ones where there are `ENOUGH`. Of the three others two are the nearest by the cosine of their
-codes, the third one of the label that prevails among the strongest pictures of the target's first feature or, without
-labels, one whose own first feature has a label entropy (a density, where there is none) like that feature's.
+guessed are held-out ones where there are `ENOUGH`. Of the three others one is the nearest to the target by the cosine
+of their codes, another the nearest to the target or to that first one, as a coin falls. The third is of the label that
+prevails among the strongest pictures of the target's first feature or, without labels, has a first feature with a label
+entropy (a density, where there is none) like that one's.
 """
 
 import hashlib
@@ -247,8 +248,11 @@ class Game:
                     seen.add(thumbnail)
                     others.append(place)
 
-        near = np.flatnonzero((cosines > 0) & (cosines < _SAME))
-        nearest = near[np.lexsort((codes.rows[near], -cosines[near]))[: 4 * _TRIES]]
+        nearest = self._nearest(cosines)
+        take(nearest, 1)
+        if others and next(draws) % 2:  # else the answer would be in the middle of the four, and found without a clue
+            features, values = codes.code(others[0])
+            take(self._nearest(codes.cosines(features, values)), 2)
         take(nearest, 2)
         alike = self._like_first_clue(target)
         take(_shuffled(alike, draws), len(others) + 1)
@@ -262,6 +266,11 @@ class Game:
         near_to = np.array([1.0, *cosines[others].tolist()])[order]
         place = int(np.flatnonzero(order == 0)[0])
         return Choices(tuple(rows.tolist()), place, is_hard, tuple(near_to.tolist()))
+
+    def _nearest(self, cosines: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Places by falling cosine, of those that are alike and not the same."""
+        near = np.flatnonzero((cosines > 0) & (cosines < _SAME))
+        return near[np.lexsort((self.codes.rows[near], -cosines[near]))[: 4 * _TRIES]]
 
     def _like_first_clue(self, target: Round) -> NDArray[np.int64]:
         """Places of rows that are like what the target's first feature shows."""
