@@ -17,6 +17,7 @@ from ...train.run_dir import CONFIG
 from ..folders import new_folder, refuse_existing
 from .app import chapters as all_chapters
 from .export_pages import KINDS, Job, RunWriter, Site, jobs_of, prefix_of
+from .match_runs import match_all
 from .neuron_columns import neuron_columns
 from .options import ExportOptions
 from .page import Chapter, Chosen, Endpoint, PageError, Query
@@ -78,7 +79,8 @@ def export_site(
     for chapter in chapters:
         if chapter.start is not None:
             chapter.start(explorer)
-    chosen = {run.name: choose(run, options, is_first=run is explorer.runs[0]) for run in explorer.runs}
+    match_all(explorer, reporter)
+    chosen = {run.name: choose(explorer, run, options) for run in explorer.runs}
     jobs = {run.name: list(jobs_of(chapters, chosen[run.name])) for run in explorer.runs}
     known = {prefix_of(explorer, run) + job.path for run in explorer.runs for job in jobs[run.name]}
     for run in explorer.runs:
@@ -115,15 +117,9 @@ def export_site(
     return result
 
 
-def choose(run: ExploredRun, options: ExportOptions, *, is_first: bool) -> Chosen:
-    """Of which things of a run an export holds pages.
-
-    Parameters
-    ----------
-    is_first
-        Whether named features are of this run; of the others those that are shown are taken.
-    """
-    if options.numbers is not None and is_first:
+def choose(explorer: Explorer, run: ExploredRun, options: ExportOptions) -> Chosen:
+    """Of which things of a run an export holds pages; of another run than the first named features mean nothing."""
+    if options.numbers is not None and run is explorer.runs[0]:
         wrong = [number for number in options.numbers if number >= run.d_sae]
         if wrong:
             raise ValueError(f"--features: {wrong[0]} is not one of the {run.d_sae:,} features of {run.name}")
@@ -146,6 +142,7 @@ def choose(run: ExploredRun, options: ExportOptions, *, is_first: bool) -> Chose
         rows=rows.tolist(),
         labels=labels[labels >= 0].tolist(),
         neurons=[] if options.numbers is not None else _neurons(run),
+        runs=[each.name for each in explorer.runs if each is not run],
     )
 
 
@@ -235,7 +232,8 @@ def _announce(
     """Say what will be written; `StoreError` where the disk has no room for it."""
     for run in explorer.runs:
         of = chosen[run.name]
-        counts = [f"{len(getattr(of, name)):,} {name.replace('rows', 'images')}" for name in KINDS.values()]
+        kinds = [name for name in KINDS.values() if name != "runs"]
+        counts = [f"{len(getattr(of, name)):,} {name.replace('rows', 'images')}" for name in kinds]
         reporter.say(f"{run.name}: pages of {', '.join(counts)}")
     reporter.say(
         f"writing {folder}: {forecast.n_pages:,} pages and up to {forecast.n_thumbnails:,} thumbnails, "

@@ -16,7 +16,7 @@ from .runs import ExploredRun, Explorer
 from .urls import Urls
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
-KINDS = {"feature": "features", "row": "rows", "label": "labels", "neuron": "neurons"}
+KINDS = {"feature": "features", "row": "rows", "label": "labels", "neuron": "neurons", "run": "runs"}
 """Parameter of a path -> the field of `Chosen` that has its values."""
 _MODULE = re.compile(r'<script type="module" src="([^"]*)"></script>\n?')
 _LINK = re.compile(r'(<a\b[^>]*?) href="([^"]*)"')
@@ -44,7 +44,7 @@ def jobs_of(chapters: Sequence[Chapter], chosen: Chosen) -> Iterator[Job]:
         name = _PARAMETER.search(page.path)
         numbers = getattr(chosen, KINDS[name[1]]) if name else [None]
         for number in numbers:
-            values = {} if name is None or number is None else {name[1]: int(number)}
+            values = {} if name is None or number is None else {name[1]: number}
             yield Job(page, Query(values), f"{_filled(page.path, values) or 'index'}.html")
 
 

@@ -95,6 +95,8 @@ class Chosen:
     rows: Sequence[int] = ()
     labels: Sequence[int] = ()
     neurons: Sequence[int] = ()
+    runs: Sequence[str] = ()
+    """Names of the others that are explored with it."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Page:
     is_slow: bool = False
     """Whether it may take more than a few milliseconds, and so has a thread of its own."""
     is_exported: bool = True
-    """Whether a static export holds it: once, or for each chosen feature, row, label or neuron that its path names."""
+    """Whether a static export holds it: once, or for each chosen feature, row, label, neuron or run that its path names."""
     exported_with: str = ""
     """A field of `Chosen` without which an export leaves it out: `neurons` of the list of neurons."""
 

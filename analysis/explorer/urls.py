@@ -1,6 +1,6 @@
 """Addresses within the explorer, on a server and in a static export."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Urls:
     def label(self, label: int) -> str:
         """Of a class's page."""
         return self.page(f"c/{label}")
+
+    def of(self, root: str) -> "Urls":
+        """The addresses of another run, by `Explorer.root`, as a page of this one writes them."""
+        return replace(self, root=f"{self.top}{root}")
 
     def neuron(self, neuron: int) -> str:
         """Of an MLP neuron's page."""
