@@ -134,11 +134,10 @@ def test_ranges_are_typed_with_open_ends_and_nonsense_is_marked(browser, explore
     assert text(browser, "count").startswith(f"{n} of")
 
 
-def test_a_point_under_the_pointer_has_a_card_with_four_pictures_and_a_click_opens_it(browser, explorer_url):
-    scatter = opened(browser, explorer_url)
+def ring(browser, scatter):
+    """Where the ring around the point under the pointer lies in the scatter; an arrow key shows one."""
     scatter.send_keys(Keys.ARROW_RIGHT)
     until(browser, lambda b: scatter.get_attribute("data-hovered"))
-    # to the place of the ring, with the pointer
     place = browser.execute_script(
         "const c = document.querySelector('#scatter canvas.over'), w = c.width;"
         "const d = c.getContext('2d').getImageData(0, 0, w, c.height).data;"
@@ -147,25 +146,43 @@ def test_a_point_under_the_pointer_has_a_card_with_four_pictures_and_a_click_ope
         " if (i % 4 === 3 && value) { n++; x += ((i - 3) / 4) % w; y += Math.floor((i - 3) / 4 / w); } });"
         "return [x / n * c.clientWidth / w, y / n * c.clientHeight / c.height];"
     )
-    half = scatter.size["width"] / 2, scatter.size["height"] / 2
     scatter.send_keys(Keys.ESCAPE)
     assert scatter.get_attribute("data-hovered") is None
+    return place
+
+
+def test_a_point_under_the_pointer_has_a_card_with_four_pictures_and_a_click_opens_it(browser, explorer_url):
+    scatter = opened(browser, explorer_url)
+    left, top = ring(browser, scatter)
+    width, height = scatter.size["width"], scatter.size["height"]
     pointer = ActionChains(browser).move_to_element_with_offset(
-        scatter, round(place[0] - half[0]), round(place[1] - half[1])
+        scatter, round(left - width / 2), round(top - height / 2)
     )
     pointer.perform()
     feature = until(browser, lambda b: scatter.get_attribute("data-hovered"))
     card = browser.find_element(By.ID, "card")
-    until(browser, lambda b: len(card.find_elements(By.TAG_NAME, "img")) == 4)
-    until(
-        browser,
-        lambda b: all(
-            b.execute_script("return arguments[0].naturalWidth", each) > 0
-            for each in card.find_elements(By.TAG_NAME, "img")
-        ),
-    )
+    pictures = "return [...document.querySelectorAll('#card img')].filter((each) => each.naturalWidth > 0).length"
+    until(browser, lambda b: b.execute_script(pictures) == 4)
     assert card.text.startswith(f"Feature {feature}\ndensity")
     pointer.click().perform()
+    until(browser, lambda b: b.current_url == f"{explorer_url}/f/{feature}")
+
+
+def test_a_first_touch_shows_the_card_and_a_second_opens_the_feature(browser, explorer_url):
+    scatter = opened(browser, explorer_url)
+    left, top = ring(browser, scatter)
+    corner = browser.execute_script("const r = arguments[0].getBoundingClientRect(); return [r.left, r.top]", scatter)
+
+    def touch():
+        at = {"x": corner[0] + left, "y": corner[1] + top}
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    touch()
+    feature = until(browser, lambda b: scatter.get_attribute("data-hovered"))
+    assert browser.find_element(By.ID, "card").is_displayed()
+    assert browser.current_url == f"{explorer_url}/"
+    touch()
     until(browser, lambda b: b.current_url == f"{explorer_url}/f/{feature}")
 
 

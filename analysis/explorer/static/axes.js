@@ -46,7 +46,7 @@ export function ticks(low, high, n = 5) {
 
 export function logTicks(low, high) {
   if (high - low < 0.8) { // less than a decade: round numbers, whatever they begin with
-    return ticks(10 ** low, 10 ** high, 4).filter((value) => value > 0).map((value) => ({ at: Math.log10(value), text: tickText(value) }));
+    return ticks(10 ** low, 10 ** high, 6).filter((value) => value > 0).map((value) => ({ at: Math.log10(value), text: tickText(value) }));
   }
   const found = [], every = Math.max(1, Math.ceil((high - low) / 7));
   const within = high - low < 2.2 ? [1, 2, 5] : [1];

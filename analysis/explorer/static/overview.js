@@ -49,8 +49,10 @@ async function drawCurves() {
     if (curves.length === 0) continue;
     const canvas = make("canvas", { width: 400, height: 180, "aria-label": `${title} against training rows` });
     place.append(make("figure", {}, make("figcaption", {}, title), canvas));
+    const most = Math.max(1, ...curves.flatMap(([, { y }]) => y));
     lines(canvas, {
       xLabel: "training rows",
+      ...(name === "n_dead" ? { yRange: [0, most * 1.05] } : {}), // a count starts at 0
       series: curves.map(([split, { x, y }]) => ({ x, y, label: split === "heldout" ? "held out" : "batch" })),
     });
   }
