@@ -36,7 +36,7 @@ MOST_DENSITY = 0.1
 ENOUGH = 100
 """Held-out images that make rounds enough without the training images."""
 MOST_ROWS = 16_384
-_MOST_ENTRIES = 4 << 20
+_MOST_ENTRIES = 2 << 20  # 24 MB
 _BLOCKS = 16
 _TRIES = 32
 _SAME = 0.85
@@ -106,15 +106,15 @@ class Codes:
         self.label = np.concatenate([block.labels[block.valid] for block in found])
         self.counts = np.concatenate([np.diff(block.indptr)[block.valid] for block in found])
         self.indptr = np.concatenate(([0], np.cumsum(self.counts)))
-        self.index = np.concatenate([block.index for block in found]).astype(np.int64)
+        self.index = np.concatenate([block.index for block in found]).astype(np.int32)
         self.value = np.concatenate([block.value for block in found])
-        self._place = np.repeat(np.arange(len(self.rows)), self.counts)
+        self._place = np.repeat(np.arange(len(self.rows), dtype=np.int32), self.counts)
         self.norms = np.sqrt(np.bincount(self._place, self.value.astype(np.float64) ** 2, len(self.rows)))
 
     def code(self, at: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Features > 0 of the row at a place, ascending, and their values."""
         entries = slice(self.indptr[at], self.indptr[at + 1])
-        return self.index[entries], self.value[entries]
+        return self.index[entries].astype(np.int64), self.value[entries]
 
     def n_among(self, is_one: NDArray[np.bool_]) -> NDArray[np.int64]:
         """How many features of each row are among some."""
