@@ -155,8 +155,19 @@ def _alignment(run: ExploredRun) -> _InMemory | None:
 
 
 def cosines_answer(run: ExploredRun, query: Query) -> dict[str, Any]:
-    """The cosine of a feature's encoder vector with every neuron's output vector, in the order of the neurons."""
+    """The cosine of a feature's encoder vector with every neuron's output vector, in the order of the neurons.
+
+    Without the tower there are none, and `missing` says why: no failure, for the stored ones are shown then.
+    """
     feature = run.require_feature(query.path["feature"])
+    try:
+        found = _cosines(run, feature)
+    except Unavailable as error:
+        return {"feature": feature, "cosines": None, "missing": str(error)}
+    return {"feature": feature, "cosines": np.round(found.astype(np.float64), _DIGITS).tolist(), "missing": None}
+
+
+def _cosines(run: ExploredRun, feature: int) -> NDArray[np.float32]:
     vectors = _output_vectors(run)
     direction = encoder_direction(run, feature)
     if direction.shape[0] != vectors.shape[1]:
@@ -166,8 +177,8 @@ def cosines_answer(run: ExploredRun, query: Query) -> dict[str, Any]:
     norm = float(np.linalg.norm(direction))
     if norm == 0:
         raise Unavailable(f"The encoder vector of feature {feature} is 0: it points nowhere.")
-    cosines = vectors @ (direction / norm).astype(np.float32)
-    return {"feature": feature, "cosines": np.round(cosines.astype(np.float64), _DIGITS).tolist()}
+    cosines: NDArray[np.float32] = vectors @ (direction / norm).astype(np.float32)
+    return cosines
 
 
 def encoder_direction(run: ExploredRun, feature: int) -> NDArray[np.float64]:

@@ -58,7 +58,8 @@ async function showAlignment() {
   drawAlignment({ x: top.flatMap(({ id }) => [id, id, id]), y: top.flatMap(({ cosine }) => [0, cosine, null]) });
   text.textContent = `The ${top.length} largest; the others are being computed.`;
   try {
-    const { cosines } = await load(`f/${feature.feature}/alignment.json`);
+    const { cosines, missing } = await load(`f/${feature.feature}/alignment.json`);
+    if (missing) throw new Error(missing);
     drawAlignment({ y: hasSign ? cosines : cosines.map(Math.abs) });
     text.textContent = "";
   } catch (error) {

@@ -12,7 +12,7 @@ from thresher.analysis.align_options import AlignOptions
 from thresher.analysis.alignment import align
 from thresher.analysis.encode import encode
 from thresher.analysis.explorer.app import make_app
-from thresher.analysis.explorer.page import Query, Unavailable
+from thresher.analysis.explorer.page import Query
 from thresher.analysis.explorer.pages.feature_alignment import cosines_answer, encoder_direction, stored_neurons
 from thresher.analysis.explorer.runs import ExploredRun, Explorer
 from thresher.analysis.explorer.tower import _loaded
@@ -132,8 +132,9 @@ def test_chance_is_that_of_random_directions_with_these_neurons(run, made, cosin
 def test_a_vector_of_zeros_has_no_neurons(run):
     found = stored_neurons(run, 5)
     assert found.top_absolute == found.top_signed == []
-    with pytest.raises(Unavailable, match="points nowhere"):
-        cosines_answer(run, Query({"feature": 5}))
+    answer = cosines_answer(run, Query({"feature": 5}))
+    assert answer["cosines"] is None
+    assert "points nowhere" in answer["missing"]
 
 
 def test_the_page_shows_them(made):
@@ -141,7 +142,7 @@ def test_the_page_shows_them(made):
     html = client.get("/f/0").text
     assert f"the {4 * D} neurons of the MLP of block {LAYER} (0-based)" in html
     assert len(client.get("/f/0/alignment.json").json()["cosines"]) == 4 * D
-    assert client.get("/f/5/alignment.json").status_code == 503
+    assert client.get("/f/5/alignment.json").json()["cosines"] is None
     assert client.get(f"/f/{F}/alignment.json").status_code == 404
     assert client.get("/f/5").status_code == 200
 
@@ -176,8 +177,8 @@ def test_without_its_tower_the_stored_neurons_stay(made, tmp_path):
     try:
         client = TestClient(make_app(Explorer([path])), base_url="http://127.0.0.1")
         answer = client.get("/f/0/alignment.json")
-        assert answer.status_code == 503
-        assert "tower is not available" in answer.json()["error"]
+        assert answer.status_code == 200  # a browser would log a failure, and the page has something to show
+        assert "tower is not available" in answer.json()["missing"]
         assert "neuron " in client.get("/f/0").text
     finally:
         moved.with_suffix(".away").rename(moved)
