@@ -149,8 +149,9 @@ async function showSimilar() {
 async function getReady() {
   status.textContent = "The tower is loaded …";
   try {
-    const { is_ready, reason } = await load("upload/tower.json");
-    if (round === 0) status.textContent = reason;
+    const { is_ready, reason, precision } = await load("upload/tower.json");
+    const rounded = is_ready && precision !== "fp32" ? `The tower computes in ${precision}, as when the store was made: last digits may differ from the store's. ` : "";
+    if (round === 0) status.textContent = rounded + reason;
     if (!is_ready) {
       drop.classList.add("off");
       byId("file").disabled = true;
