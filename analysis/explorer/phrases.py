@@ -101,7 +101,7 @@ def scores(run: ExploredRun, text: str) -> Floats:
 
 
 def clean_phrase(text: str) -> str:
-    """A phrase as it is embedded: without control characters, blanks one at a time; `BadQuery` where nothing is left."""
+    """A phrase as it is embedded: blanks one at a time, no control characters; `BadQuery` where nothing is left."""
     if len(text) > LONGEST_PHRASE:
         raise BadQuery(f"a phrase has at most {LONGEST_PHRASE} characters, not {len(text):,}.")
     phrase = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -186,7 +186,7 @@ def _mean_embeddings(run: ExploredRun, site: Site, visual: "nn.Module") -> Float
 
 
 def embed_vectors(visual: "nn.Module", vectors: "Tensor") -> Floats:
-    """Unit embeddings `(n, e)` of `(n, d)` vectors of the residual stream by the tower's last layer norm and projection.
+    """Unit embeddings `(n, e)` of `(n, d)` vectors of the stream by the tower's last layer norm and projection.
 
     After the last block that is what the tower itself does with its class token; of an earlier block it is the logit
     lens, which skips the blocks in between.
@@ -206,6 +206,6 @@ def embed_vectors(visual: "nn.Module", vectors: "Tensor") -> Floats:
         device = next(visual.parameters()).device
         stream = norm(vectors.to(device, torch.float32))  # type: ignore[operator]
         projection = visual.proj
-        embedded = stream if projection is None else stream @ projection.float()  # type: ignore[operator]
+        embedded = stream if projection is None else stream @ projection.float()
         found: Floats = normalize(embedded, dim=-1).cpu().numpy()
     return found
