@@ -15,7 +15,7 @@ from ..page import Chapter, Endpoint, NotHere, Page, Query, Unavailable
 from ..runs import ExploredRun
 from .features import Row, rows
 
-OWN_SHOWN, OWN_ROWS, ROWS_SHOWN = 24, 8, 24
+OWN_SHOWN, OWN_ROWS, ROWS_SHOWN = 18, 8, 24
 FIRINGS_SEARCHED = 50_000
 """Of a feature, strongest first, for rows of a class."""
 PER_PAGE = 50
@@ -267,8 +267,11 @@ def _order(found: Taken | None, sort: str) -> Ints:
     """Features of a class by one of `SORTS`, falling; of equals first those that take more, then the lower."""
     if found is None:
         return np.zeros(0, np.int64)
-    key = {"share": found.count, "precision": found.precision, "sum": found.sum}[sort]
-    return found.feature[np.lexsort((found.feature, -found.count, -key))]
+    order = np.argsort(-found.count, kind="stable")
+    if sort != "share":
+        key = found.precision if sort == "precision" else found.sum
+        order = order[np.argsort(-key[order], kind="stable")]
+    return found.feature[order]
 
 
 def _taken(run: ExploredRun, label: int, ids: Ints, found: Taken | None, n_pictures: int) -> list[TakenFeature]:
