@@ -133,7 +133,7 @@ class Filtered {
       x: points[0], y: points[1], c: points[2], cMax: data.max_entropy,
       xLabel: "density (log scale)", yLabel: "mean top activation (log scale)",
       mark: data.log10_threshold === null ? null : { y: data.log10_threshold, label: "ULD threshold" },
-      onHover: (id, left, top) => { showCard(id, left, top, points); this.say(id); },
+      onHover: (id, left, top) => { this.say(id); showCard(id, left, top, points).then(() => { if (id === wanted) this.say(id); }); },
       onOpen: (id) => this.open(id),
       onBrush: (brush) => this.brushed(brush),
     });
