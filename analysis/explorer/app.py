@@ -66,6 +66,7 @@ def make_app(explorer: Explorer, *, names: Sequence[str] = ()) -> Callable[..., 
             PageError: partial(_failed, explorer, own),
         },
     )
+    app.router.redirect_slashes = False  # one address a page
     return Guard(app, names)
 
 

@@ -4,6 +4,7 @@ It shows local files to a local browser. So a page elsewhere must neither read i
 rebinding) nor write to it (a foreign Origin), and what it sends may run no script but its own.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,7 +57,8 @@ class Guard:
             await send(message)
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        reason = self._refused(scope["method"], headers)
+        n_hosts = sum(name == b"host" for name, _ in scope["headers"])
+        reason = self._refused(scope["method"], headers, n_hosts)
         if reason is None:
             await self._app(scope, receive, guarded)
             return
@@ -67,30 +69,36 @@ class Guard:
         await guarded(start)
         await send({"type": "http.response.body", "body": body})
 
-    def _refused(self, method: str, headers: dict[str, str]) -> tuple[int, str] | None:
+    def _refused(self, method: str, headers: dict[str, str], n_hosts: int) -> tuple[int, str] | None:
         """Status and reason where a request is not answered."""
-        if _host(headers.get("host", "")) not in self._names:
+        if _name(headers.get("host", "")) not in self._names or n_hosts != 1:
             return 400, "this explorer is reached by another name: see --allow-host."
         if method in ("GET", "HEAD"):
             return None
         if method != "POST":
             return 405, "only GET, HEAD and POST are answered."
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers["host"]:
+        if "origin" in headers and _authority(headers["origin"]) != headers["host"]:
             return 403, "a page of another origin may not write here."
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403, "a page of another site may not write here."
         length = headers.get("content-length", "")
-        if not length.isdigit():
+        # a body in chunks may go on for ever
+        if not (length.isascii() and length.isdigit()) or "transfer-encoding" in headers:
             return 411, "a POST says how long it is."
-        if int(length) > MAX_BODY_BYTES:
+        if len(length) > 18 or int(length) > MAX_BODY_BYTES:
             return 413, f"at most {MAX_BODY_BYTES >> 20} MiB are taken."
         return None
 
 
-def _host(header: str) -> str:
-    """The name in a Host header, without its port."""
+def _name(host: str) -> str:
+    """The name in a Host header, without its port; empty where it is none."""
+    found = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::\d*)?", host.lower(), re.ASCII)
+    return "" if found is None else found[1] or found[2]
+
+
+def _authority(origin: str) -> str:
+    """Name and port of an Origin header, as a Host header has them."""
     try:
-        return urlsplit(f"//{header}").hostname or ""
+        return urlsplit(origin).netloc
     except ValueError:
         return ""
