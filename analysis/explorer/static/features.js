@@ -35,16 +35,23 @@ function fill(address) {
   }
 }
 
+// As the server writes it: with its last digits, though they be zeros.
+function exact(value, digits = 3) {
+  if (value === null || Number.isInteger(value) || Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6) return number(value, digits);
+  const decimals = Math.max(0, digits - 1 - Math.floor(Math.log10(Math.abs(value))));
+  return Number(value.toPrecision(digits)).toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+}
+
 const fixed = (value) => (value === null ? "–" : value.toFixed(2));
-const percent = (share) => (share === null ? "–" : `${number(100 * share, 2)} %`);
+const percent = (share) => (share === null ? "–" : `${exact(100 * share, 2)} %`);
 const cells = {
   density: (row) => [fixed(row.density)],
-  mean_top: (row) => [number(row.mean_top)],
-  max: (row) => [number(row.max)],
+  mean_top: (row) => [exact(row.mean_top)],
+  max: (row) => [exact(row.max)],
   entropy: (row) => [fixed(row.entropy), " ", make("span", { class: "soft" }, `(${row.n_labelled})`)],
-  monosemanticity: (row) => [number(row.monosemanticity)],
-  cosine: (row) => [number(row.cosine)],
-  score: (row) => [number(row.score)],
+  monosemanticity: (row) => [exact(row.monosemanticity)],
+  cosine: (row) => [exact(row.cosine)],
+  score: (row) => [exact(row.score)],
 };
 
 function line(row, keys) {
