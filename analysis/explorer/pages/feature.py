@@ -125,7 +125,6 @@ class FeatureView:
         """What the page's script needs."""
         return {
             "feature": self.feature,
-            "is_sensitive": self.is_sensitive,
             "group": self.group,
             "pictures": self.pictures,
             "histogram": self.histogram,

@@ -16,7 +16,8 @@ function choose(group, isKept) {
   }
   const panel = at("pictures");
   panel.setAttribute("aria-labelledby", `tab-${group}`);
-  panel.replaceChildren(grid(feature.pictures[group], { sensitive: feature.is_sensitive }));
+  const sensitive = panel.firstElementChild.classList.contains("sensitive");  // the mark may have changed since
+  panel.replaceChildren(grid(feature.pictures[group], { sensitive }));
   feature.group = group;
   if (isKept) history.replaceState(null, "", group === "top" ? location.pathname : `?group=${group}`);
   showHeat();
