@@ -54,6 +54,7 @@ RUN_FILES = (
     "embeddings.npy",
     ".embeddings.tmp",
     "names.tsv",
+    "atlas.npz",
     "visualisations",
     "figures",
     "report.html",

@@ -2,9 +2,8 @@
 
 The graph is UMAP's (McInnes 2018): each direction's 15 nearest by cosine, with fuzzy weights. The layout is t-SNE's
 (van der Maaten 2008) of that graph, from the first two principal components; its repulsion is a convolution on a grid
-(Linderman 2019), so that no pair of points is left to chance and a step costs O(n). UMAP's own layout of that graph, with
-its sampled repulsion, keeps fewer neighbours (docs/measurements/explorer.md). The result does not depend on the number
-of threads.
+(Linderman 2019), so that no pair of points is left to chance and a step costs O(n). UMAP's own layout, with its sampled
+repulsion, keeps fewer neighbours (docs/measurements/explorer.md). The result does not depend on the number of threads.
 
 Shapes: n directions, d their length, k neighbours, E edges.
 """
