@@ -40,7 +40,7 @@ TEXTS = (
     "csv",
     "1e309", "-1e309", "1,2,,3", "0," * 3000,
 )  # fmt: skip
-WORDS = (
+WORDS = (  # noqa: SIM905 (a line each would be fifty)
     "q sort order page n seed feature features row rows label uld dead tag name mode round guess clue from "
     "to min max density entropy top run with by x y phrase picture choice choices sensitive group alive "
     "scale size shown per split kind token ids start stop of k tab direction desc labels brush where"
