@@ -1,26 +1,26 @@
 """The page of a feature: its images, its numbers, its labels, its neurons, the features beside it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ...samples import SAMPLE_GROUPS
 from ..names import Name
-from ..page import Answer, Chapter, Chosen, Endpoint, NotHere, Page, Query
+from ..page import Chapter, Chosen, Endpoint, NotHere, Page, Query
 from ..runs import ExploredRun
 from .feature_alignment import StoredNeurons, cosines_answer, has_alignment, stored_neurons
 from .feature_labels import LabelTable, label_table
 from .feature_neighbours import Neighbour, nearest_by, partners
 from .feature_patches import has_patches, heat_answer
+from .feature_visualisation import Visualisation, visualisation, visualisation_answer
 
 N_TOP = 16
 """Images in the first grid."""
 N_LABELS = 20
 """Labels on the page; all of them are a button away."""
 _DENSE_DENSITY, _DENSE_MEAN_TOP = 1e-4, 10**-0.7  # the post's: log10 density > -4, log10 mean > -0.7
-_VISUALISATIONS = {".webp": "image/webp", ".png": "image/png"}
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class FeatureView:
     alignment: StoredNeurons | None
     has_patches: bool
     has_visualisation: bool
+    visualisation: Visualisation | None = field(repr=False)
+    """Not in the JSON, which shows no path."""
     previous: int | None
     """Of the features that are browsed by default."""
     next: int | None
@@ -147,7 +149,7 @@ def view(run: ExploredRun, query: Query) -> FeatureView:
         for name in ("samples", "labels", "cofiring", "nearest", "null")
         if not run.has(name)
     }
-    is_dead = bool(run.is_dead[feature])
+    is_dead, picture = bool(run.is_dead[feature]), visualisation(run, feature)
     return FeatureView(
         feature=feature,
         n_features=run.d_sae,
@@ -168,7 +170,8 @@ def view(run: ExploredRun, query: Query) -> FeatureView:
         partners=partners(run, feature) if run.has("cofiring") else [],
         alignment=stored_neurons(run, feature),
         has_patches=has_patches(run),
-        has_visualisation=_visualisation(run, feature) is not None,
+        has_visualisation=picture is not None,
+        visualisation=picture,
         previous=before,
         next=after,
         absent=absent,
@@ -236,23 +239,6 @@ def _beside(run: ExploredRun, feature: int) -> tuple[int | None, int | None]:
     return int(shown[place - 1]), int(shown[(place + is_shown) % len(shown)])
 
 
-def _visualisation(run: ExploredRun, feature: int) -> tuple[Any, str] | None:
-    """File and media type of the picture that `visualise` made of a feature."""
-    for suffix, media_type in _VISUALISATIONS.items():
-        path = run.path / "visualisations" / f"{feature}{suffix}"
-        if path.is_file():
-            return path, media_type
-    return None
-
-
-def _visualisation_answer(run: ExploredRun, query: Query) -> Answer:
-    feature = run.require_feature(query.path["feature"])
-    found = _visualisation(run, feature)
-    if found is None:
-        raise NotHere(f"There is no visualisation of feature {feature}.")
-    return Answer(found[0].read_bytes(), found[1])
-
-
 def _ids(run: ExploredRun, query: Query) -> dict[str, Any]:
     """The features that are browsed by default: alive and outside the ULD cluster."""
     return {"ids": run.shown.tolist()}
@@ -292,6 +278,6 @@ CHAPTER = Chapter(
         Endpoint("/f/{feature:int}/labels.json", _labels_answer, exports=_with_more_labels),
         Endpoint("/f/{feature:int}/heat.json", heat_answer, is_slow=True, exports=_with_patches),
         Endpoint("/f/{feature:int}/alignment.json", cosines_answer, is_slow=True, exports=_with_neurons),
-        Endpoint("/f/{feature:int}/visualisation", _visualisation_answer),
+        Endpoint("/f/{feature:int}/visualisation", visualisation_answer),
     ),
 )

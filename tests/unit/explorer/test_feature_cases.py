@@ -1,5 +1,6 @@
 """The page of a feature where something is missing, and its heat maps."""
 
+import base64
 import json
 from dataclasses import replace
 
@@ -141,6 +142,10 @@ def test_a_visualisation_is_shown_by_number_only(tmp_path):
     assert (got.content, got.headers["content-type"]) == (b"\x89PNG of feature 2", "image/png")
     assert "/f/2/visualisation" in client.get("/f/2").text
     assert "/f/3/visualisation" not in client.get("/f/3").text
+    assert "visualisation" not in client.get("/f/2.json").json()  # no path leaves the server
+    assert client.get("/f/2.json").json()["has_visualisation"] is True
+    whole = base64.b64encode(b"\x89PNG of feature 2").decode()
+    assert view(ExploredRun(made.path), Query({"feature": 2})).visualisation.data == f"data:image/png;base64,{whole}"
     for path in (
         "/f/3/visualisation",
         "/f/secret/visualisation",
