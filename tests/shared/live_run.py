@@ -16,11 +16,20 @@ CLASSES = ("apple", "fire_truck", "red_ball", "zebra")
 LAYER = 3
 
 
-def make_live_run(folder: Path, *, name: str = "run", n_per_class: int = 8, **harvested: object) -> Path:
+def make_live_run(
+    folder: Path,
+    *,
+    name: str = "run",
+    n_per_class: int = 8,
+    trained: dict[str, object] | None = None,
+    **harvested: object,
+) -> Path:
     """A finished run on pictures in `folder/pictures`, read in fp32 and stored in float32.
 
     Parameters
     ----------
+    trained
+        Other options of the training than those of a small TopK SAE.
     harvested
         Other options of the harvest than layer 3, `resid_post`, `cls`.
     """
@@ -30,7 +39,7 @@ def make_live_run(folder: Path, *, name: str = "run", n_per_class: int = 8, **ha
     options = {"layer": (LAYER,), "precision": "fp32", "dtype": "float32", "workers": 0, "device": "cpu", **harvested}
     harvest(HarvestOptions(model=EMBEDDED, **options), str(pictures), str(folder / f"{name}.zarr"))
     small = {"k": 6, "expansion": 2, "batch_size": 16, "rows": 320, "warmup": 2, "device": "cpu"}
-    train_sae(folder / f"{name}.zarr", folder / name, **small)
+    train_sae(folder / f"{name}.zarr", folder / name, **small, **(trained or {}))
     encode(folder / name, EncodeOptions(device="cpu"))
     stats(folder / name, StatsOptions(figures=False, min_labelled=2, null_draws=5, samples=2))
     return folder / name

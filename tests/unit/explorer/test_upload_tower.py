@@ -292,3 +292,45 @@ def test_where_the_site_cannot_be_replaced_features_are_shown_and_the_reason_is_
         assert all(each["chances"][1] is None for each in sent["zero_shot"]["classes"])
         answer = client.post("/upload/edit.json", json={"token": sent["token"], "factors": {}, "keep_error": True})
         assert answer.status_code == 503
+
+
+def test_a_transcoder_replaces_what_it_gives_and_errors_are_of_that(path):
+    sites = {"site": ("resid_pre", "mlp_out")}
+    trained = {"site": "resid_pre", "to_site": "mlp_out"}
+    run = ExploredRun(make_live_run(path.parent, name="transcoder", trained=trained, **sites))
+    with TestClient(make_app(Explorer([run.path])), base_url="http://127.0.0.1") as client:
+        sent = client.post("/upload/picture.json", content=run.original(0)).json()
+        index, value = run.code(0)
+        assert [each["feature"] for each in sent["features"]] == index.tolist()
+        np.testing.assert_allclose([each["value"] for each in sent["features"]], value, rtol=1e-4)
+        norm, sse = float(run.row_number("x_norm", 0)), float(run.row_number("sse", 0))
+        assert sent["norm"] == pytest.approx(norm, rel=1e-4)
+        assert sent["relative_error"] == pytest.approx(np.sqrt(sse) / norm, rel=1e-3)
+        body = {"token": sent["token"], "factors": {str(index[0]): 0.5}, "keep_error": False}
+        changed = client.post("/upload/edit.json", json=body).json()
+
+    reference = Reference(run.path)
+    block = reference.clip.visual.transformer.resblocks[LAYER]
+    read_there: list[torch.Tensor] = []
+
+    def chances(factor: float) -> dict[str, float]:
+        def put(_module, _arguments, output):
+            f = reference.sae.encode(read_there.pop())
+            f[:, index[0]] *= factor
+            output = output.clone()
+            output[:, 0] = reference.sae.decode(f)
+            return output
+
+        handles = [
+            block.register_forward_pre_hook(lambda _module, arguments: read_there.append(arguments[0][:, 0])),
+            block.mlp.register_forward_hook(put),
+        ]
+        found = reference.chances(reference.embedding(read(run, 0)[1]))
+        for handle in handles:
+            handle.remove()
+        return found
+
+    after, half = chances(1.0), chances(0.5)
+    for name, each in table(changed).items():
+        assert each[1] == pytest.approx(after[name], abs=1e-5)
+        assert each[2] == pytest.approx(half[name], abs=1e-5)
