@@ -1,6 +1,8 @@
 """The choice of the game's rounds: the same for an address, never the answer among the clues, all places alike."""
 
 import hashlib
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,3 +202,18 @@ def test_the_identity_is_of_sae_store_and_site(run, game):
     summary = run.summary
     text = f"{summary['sae_sha256']} {summary['store_fingerprint']} {summary['site']}"
     assert game.identity == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_report_of_difficulty_counts_what_each_way_gets_right(run):
+    path = Path(__file__).parents[2] / "benchmarks/game_difficulty.py"
+    spec = spec_from_file_location("game_difficulty", path)
+    report = module_from_spec(spec)
+    spec.loader.exec_module(report)
+    assert report._share(np.array([1.0, 3, 3, 0]), 2) == 0.5, "of two equal ones each half the time"
+    assert report._share(np.array([1.0, 3, 3, 0]), 0) == 0
+    found = report.difficulty(run, 5, 0)
+    assert found.n_rounds == 5
+    assert found.hard == 1
+    assert 0.85 > found.cosines[0] >= found.cosines[1] >= found.cosines[2] >= 0
+    shares = (*found.by_code, *found.by_label, *found.by_pixels, found.by_middle)
+    assert all(0 <= share <= 1 for share in shares)
