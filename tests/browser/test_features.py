@@ -3,10 +3,18 @@
 import csv
 import io
 import urllib.request
+from urllib.parse import urlencode
 
+import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from thresher.analysis.explorer.export import export_site
+from thresher.analysis.explorer.feature_query import read_filters
+from thresher.analysis.explorer.options import ExportOptions
+from thresher.analysis.explorer.page import Query
+from thresher.analysis.explorer.pages.features import selected
+from thresher.analysis.explorer.runs import ExploredRun
 
 
 def wait(browser, holds):
@@ -113,3 +121,43 @@ def test_words_in_the_bar_lead_to_the_list(browser, explorer_url):
     labels = browser.execute_script("return [...document.querySelectorAll('td.label a')].map((a) => a.textContent)")
     assert labels
     assert set(labels) == {"class 5"}
+
+
+@pytest.fixture(scope="module")
+def site(made, tmp_path_factory) -> str:
+    """Address of an export of the first run's features, all of them."""
+    folder = tmp_path_factory.mktemp("exported") / "site"
+    export_site([made.path], folder, ExportOptions(features="all", images=2, rounds=1))
+    return folder.as_uri()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"set": "all", "sort": "entropy", "order": "desc"},
+        {"set": "all", "sort": "label"},
+        {"set": "post", "sort": "density"},
+        {"set": "uld", "m": ":-1"},
+        {"d": "-1.2:-0.5", "e": "0.1:", "sort": "max", "order": "asc"},
+        {"set": "all", "ids": "40,7,3,90"},
+        {"set": "all", "label": "5"},
+        {"q": "class 5"},
+    ],
+)
+def test_an_export_lists_what_the_server_lists(browser, made, site, values):
+    run = ExploredRun(made.path)
+    expected = selected(run, read_filters(Query(values=values))).ids.tolist()
+    assert expected
+    browser.get(f"{site}/features.html?{urlencode(values)}")
+    wait(browser, lambda b: count(b) == f"{len(expected)} features")
+    wait(browser, lambda b: shown_ids(b) == expected)
+
+
+def test_a_filter_in_an_export_survives_reload(browser, site):
+    browser.get(f"{site}/features.html")
+    before = count(browser)
+    browser.find_element(By.NAME, "e").send_keys("0:0")
+    wait(browser, lambda b: count(b) != before)
+    found = shown_ids(browser)
+    browser.refresh()
+    wait(browser, lambda b: shown_ids(b) == found)
