@@ -90,7 +90,7 @@ def export_site(
     with new_folder(folder, overwrite=True, one_sync=True) as temporary:  # whether it may be was asked above
         site = Site(temporary, known)
         writers = [RunWriter(site, explorer, run, chosen[run.name]) for run in explorer.runs]
-        forecast = predict(writers, jobs, chapters)
+        forecast = predict(writers, jobs, chapters, options)
         _announce(folder, forecast, explorer, chosen, reporter)
         skipped: list[str] = []
         site.write_static()
@@ -103,6 +103,8 @@ def export_site(
                     if data is not None:
                         writer.write(data)
                     task.advance(1)
+                for data in writer.game(options.rounds, options.seed):
+                    writer.write(data)
                 for job in jobs[writer.run.name]:
                     try:
                         writer.write_page(job)
@@ -156,7 +158,12 @@ def _neurons(run: ExploredRun) -> list[int]:
     return [] if columns is None else list(range(columns.n_units))
 
 
-def predict(writers: Sequence[RunWriter], jobs: Mapping[str, Sequence[Job]], chapters: Sequence[Chapter]) -> Forecast:
+def predict(
+    writers: Sequence[RunWriter],
+    jobs: Mapping[str, Sequence[Job]],
+    chapters: Sequence[Chapter],
+    options: ExportOptions,
+) -> Forecast:
     """Size and time of an export: a few files of each kind are made, thumbnails counted among the features' images."""
     n_pages = n_thumbnails = 0
     n_bytes = seconds = 0.0
@@ -171,6 +178,9 @@ def predict(writers: Sequence[RunWriter], jobs: Mapping[str, Sequence[Job]], cha
             mean_bytes, mean_s = _sampled([same[i] for i in _spread(len(same), _SAMPLED)])
             n_bytes += len(same) * (mean_bytes + _FILE_BYTES / 2)
             seconds += len(same) * (mean_s + _FILE_S)
+        of_round, round_s = _sampled([partial(_round, writer, options.seed)] if options.rounds else [])
+        n_bytes += options.rounds * of_round
+        seconds += options.rounds * round_s
         rows = _likely_rows(writer)
         if len(rows) and writer.run.store is not None:
             pictures = [partial(writer.run.thumbnail, int(rows[i])) for i in _spread(len(rows), _SAMPLED_THUMBNAILS)]
@@ -190,6 +200,8 @@ def _spread(n: int, most: int) -> list[int]:
 
 def _sampled(makers: "Sequence[Callable[[], bytes | str | None]]") -> tuple[float, float]:
     """Mean size and time of what some functions make; the first of several is not timed: it loads what all use."""
+    if not makers:
+        return 0.0, 0.0
     sizes, times = [], []
     for make in makers:
         start_s = time.monotonic()
@@ -199,6 +211,10 @@ def _sampled(makers: "Sequence[Callable[[], bytes | str | None]]") -> tuple[floa
             sizes.append(0)
         times.append(time.monotonic() - start_s)
     return float(np.mean(sizes)), float(np.mean(times[1:] or times))
+
+
+def _round(writer: RunWriter, seed: int) -> bytes:
+    return b"".join(data.content for data in writer.game(1, seed))
 
 
 def _content(writer: RunWriter, endpoint: Endpoint, query: Query) -> bytes:

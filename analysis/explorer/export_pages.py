@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import bundle
+from .game_export import export_rounds
 from .page import Answer, Chapter, Chosen, Endpoint, Page, PageError, Query
 from .render import plain, render_error, render_page, static_files, to_json
 from .runs import ExploredRun, Explorer
@@ -198,6 +199,15 @@ class RunWriter:
         self.site.known.add(self.prefix + data.path)
         self.site.write(self.prefix + data.path, data.content)
         self._write_rows(data.value)
+
+    def game(self, n: int, seed: int) -> list[Data]:
+        """Rounds of the game; none where the run has no game, which its page then says."""
+        try:
+            found = export_rounds(self.run, n, seed)
+        except PageError:
+            return []
+        files = [Data(path, content) for path, content in found.files.items() if not path.startswith("t/")]
+        return [*files, *(script_of(path, document) for path, document in found.documents.items())]
 
     def _urls(self, path: str) -> Urls:
         up = [".."] * path.count("/")
