@@ -2,7 +2,7 @@
 
 `RUN/annotations.json`:
 
-    {"format": "thresher-annotations", "format_version": 1,
+    {"format": "thresher-annotations", "format_version": 1, "sae_sha256": "2503e1c0...",
      "features": {"12": {"tags": ["dogs"], "note": "only side views", "sensitive": true}}}
 
 What is empty is left out. The file is read again whenever it has changed, and before each change to it, so that several
@@ -98,10 +98,13 @@ class Annotations:
     ----------
     run_path
         The run directory. Nothing is written into it before the first change.
+    sae_sha256
+        Of the run's SAE. What is said of another one's features is not of these; None takes any.
     """
 
-    def __init__(self, run_path: str | Path) -> None:
+    def __init__(self, run_path: str | Path, sae_sha256: str | None = None) -> None:
         self.path = Path(run_path) / ANNOTATIONS_JSON
+        self._sae = sae_sha256
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
         self._features: dict[int, Annotation] = {}
@@ -151,7 +154,7 @@ class Annotations:
 
     def to_json(self) -> dict[str, Any]:
         """The document of the file."""
-        return _document(self._read())
+        return self._document(self._read())
 
     def change(
         self,
@@ -199,7 +202,7 @@ class Annotations:
         BadQuery
             When it is no such file, or speaks of features that this run does not have: then nothing is added.
         """
-        added = _of_document(document)
+        added = _of_document(document, self._sae)
         beyond = [feature for feature in added if feature >= d_sae]
         if beyond:
             raise BadQuery(f"it speaks of feature {beyond[0]}, and this run has {d_sae:,}: it is of another run.")
@@ -236,7 +239,7 @@ class Annotations:
         self._features, self._problem = {}, None
         if seen != (0, 0, 0):
             try:
-                self._features = _of_bytes(self.path.read_bytes() if seen[1] <= MOST_BYTES else None)
+                self._features = _of_bytes(self.path.read_bytes() if seen[1] <= MOST_BYTES else None, self._sae)
             except (OSError, BadQuery) as error:
                 self._problem = f"{ANNOTATIONS_JSON} cannot be read and is left alone: {error}"
         self._seen = seen
@@ -252,7 +255,7 @@ class Annotations:
                 stored = {feature: stored[feature] for feature in sorted(stored) if not stored[feature].is_empty}
                 if len(stored) > MOST_FEATURES:
                     raise BadQuery(f"at most {MOST_FEATURES:,} features can be annotated.")
-                text = json.dumps(_document(stored), indent=1, ensure_ascii=False)
+                text = json.dumps(self._document(stored), indent=1, ensure_ascii=False)
                 if len(text.encode()) > MOST_BYTES:
                     raise BadQuery(f"annotations take at most {MOST_BYTES >> 20} MiB.")
                 if self._problem is not None:
@@ -263,10 +266,15 @@ class Annotations:
         except OSError as error:
             raise Unavailable(f"{ANNOTATIONS_JSON} cannot be written beside the run ({error.strerror}).") from error
 
+    def _document(self, features: Mapping[int, Annotation]) -> dict[str, Any]:
+        said = {str(feature): each.to_json() for feature, each in features.items()}
+        of = {} if self._sae is None else {"sae_sha256": self._sae}
+        return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **of, "features": said}
+
     def _set_aside(self) -> None:
         """Give a file that cannot be read another name, so that a new one does not take its place."""
         number = 1
-        while (aside := self.path.with_name(f"annotations.damaged-{number}.json")).exists():
+        while (aside := self.path.with_name(f"annotations.aside-{number}.json")).exists():
             number += 1
         os.rename(self.path, aside)
 
@@ -280,15 +288,10 @@ def _held(path: Path) -> Iterator[None]:
         yield
 
 
-def _document(features: Mapping[int, Annotation]) -> dict[str, Any]:
-    said = {str(feature): each.to_json() for feature, each in features.items()}
-    return {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "features": said}
-
-
-def _of_bytes(content: bytes | None) -> dict[int, Annotation]:
+def _of_bytes(content: bytes | None, sae_sha256: str | None) -> dict[int, Annotation]:
     if content is None:
         raise BadQuery(f"it is larger than {MOST_BYTES >> 20} MiB.")
-    return _of_document(read_document(content))
+    return _of_document(read_document(content), sae_sha256)
 
 
 def read_document(content: bytes) -> object:
@@ -299,12 +302,15 @@ def read_document(content: bytes) -> object:
         raise BadQuery(f"it is not JSON ({str(error)[:100]}).") from error
 
 
-def _of_document(document: object) -> dict[int, Annotation]:
+def _of_document(document: object, sae_sha256: str | None) -> dict[int, Annotation]:
     """By feature; `BadQuery` where it is not what this version writes."""
     if not isinstance(document, dict) or document.get("format") != FORMAT_NAME:
         raise BadQuery(f"it is no file of annotations: its format must be {FORMAT_NAME}.")
     if document.get("format_version") != FORMAT_VERSION:
         raise BadQuery(f"it is of format version {str(document.get('format_version'))[:20]}; this reads version 1.")
+    sae = document.get("sae_sha256")
+    if None not in (sae, sae_sha256) and sae != sae_sha256:
+        raise BadQuery(f"it is of another SAE ({str(sae)[:12]}), and its features are not those of this run.")
     said = document.get("features")
     if not isinstance(said, dict) or len(said) > MOST_FEATURES:
         raise BadQuery(f"its features must be an object of at most {MOST_FEATURES:,}.")

@@ -251,7 +251,7 @@ class ExploredRun:
     @cached_property
     def annotations(self) -> Annotations:
         """What people said of features: tags, notes, sensitive marks."""
-        return Annotations(self.path)
+        return Annotations(self.path, self.summary["sae_sha256"])
 
     def require_feature(self, feature: int) -> int:
         """The same number; `NotHere` where it is no feature."""

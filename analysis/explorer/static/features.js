@@ -60,8 +60,8 @@ function line(row, keys) {
   const made = [
     make("th", { scope: "row", class: "id" }, make("a", { href: address }, String(row.id)),
       ...(row.is_uld ? badge("ULD", "in the ultra-low-density cluster") : []), ...(row.is_dead ? badge("dead") : [])),
-    make("td", { class: "pictures" }, make("a", { class: `thumbs${row.sensitive ? " sensitive" : ""}`, href: address, tabindex: -1 },
-      ...row.thumbs.map((thumb) => make("img", { src: url.thumbnail(thumb.row), alt: thumb.name, loading: "lazy", width: 48, height: 48 })))),
+    make("td", { class: "pictures" }, ...(row.thumbs.length === 0 ? [] : [make("a", { class: `thumbs${row.sensitive ? " sensitive" : ""}`, href: address, tabindex: -1 },
+      ...row.thumbs.map((thumb) => make("img", { src: url.thumbnail(thumb.row), alt: thumb.name, loading: "lazy", width: 48, height: 48 })))])),
   ];
   if (keys.includes("name")) made.push(make("td", { class: "name" }, row.name));
   made.push(make("td", { class: "label" }, ...(row.label < 0 ? []

@@ -108,11 +108,11 @@ def test_a_damaged_file_is_named_and_never_lost(tmp_path: Path, content: bytes) 
     said.change(1, tags=["new"])
     assert said.problem is None
     assert said.tags(1) == ["new"]
-    assert (tmp_path / "annotations.damaged-1.json").read_bytes() == content
+    assert (tmp_path / "annotations.aside-1.json").read_bytes() == content
     said.path.write_bytes(b"again")
     said.change(2, tags=["newer"])
-    assert (tmp_path / "annotations.damaged-1.json").read_bytes() == content
-    assert (tmp_path / "annotations.damaged-2.json").read_bytes() == b"again"
+    assert (tmp_path / "annotations.aside-1.json").read_bytes() == content
+    assert (tmp_path / "annotations.aside-2.json").read_bytes() == b"again"
 
 
 def test_a_change_that_is_refused_leaves_the_file_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +155,24 @@ def test_annotations_of_another_machine_are_added(tmp_path: Path) -> None:
     with pytest.raises(BadQuery, match="feature 3, and this run has 3"):
         said.merge(document, d_sae=3)
     assert said.path.read_bytes() == before
+
+
+def test_what_is_said_of_another_sae_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    old = Annotations(tmp_path, "a" * 64)
+    old.change(1, tags=["old"])
+    document = old.to_json()
+    assert document["sae_sha256"] == "a" * 64
+    new = Annotations(tmp_path, "b" * 64)
+    assert new.features == {}
+    assert "it is of another SAE (aaaaaaaaaaaa)" in (new.problem or "")
+    with pytest.raises(BadQuery, match="another SAE"):
+        new.merge(document, d_sae=9)
+    new.change(2, tags=["new"])
+    assert new.problem is None
+    assert json.loads((tmp_path / "annotations.aside-1.json").read_text()) == document
+    del document["sae_sha256"]
+    assert new.merge(document, d_sae=9) == 1  # which does not say
+    assert new.tags(1) == ["old"]
 
 
 def test_names_are_read_whatever_the_file_holds(tmp_path: Path) -> None:
