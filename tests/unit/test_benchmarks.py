@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-WITH_OTHERS = {"bench_store_writing"}  # needs their environments; the benchmark of reading is run below with ours alone
+# need their environments; the benchmark of reading is run below with ours alone
+WITH_OTHERS = {"bench_store_writing", "bench_explorer_beside"}
 
 
 def run(name, *options):
