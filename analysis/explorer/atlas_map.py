@@ -122,8 +122,8 @@ class AtlasMap:
     def _kept(self) -> Floats | None:
         """Positions as they were kept beside the run; None where there are none of these features."""
         try:
-            with np.load(self._run_path / ATLAS_NPZ, allow_pickle=False) as file:
-                key, positions = str(file["key"]), file["positions"]
+            with open(self._run_path / ATLAS_NPZ, "rb") as file, np.load(file, allow_pickle=False) as kept:
+                key, positions = str(kept["key"]), kept["positions"]
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
         is_whole = key == self.key and positions.shape == (len(self._shown), 2) and positions.dtype == np.float32

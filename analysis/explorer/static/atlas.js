@@ -58,8 +58,8 @@ class AtlasPage {
     this.map.colour(Float32Array.from(values, (value) => (to > from ? (scaled(value) - from) / (to - from) : 0 * value)), kind !== "entropy");
     const legend = byId("atlas-legend");
     legend.hidden = false;
-    legend.querySelector(".low").textContent = (kind === "phrase" ? "≤ " : "") + number(low);
-    legend.querySelector(".high").textContent = number(high);
+    legend.querySelector(".low").textContent = (kind === "phrase" ? "≤ " : "") + number(low, 2);
+    legend.querySelector(".high").textContent = number(high, 2);
     const what = { entropy: "nats of label entropy; grey: undefined", density: "share of rows, logarithmic", meanTop: "mean top activation", phrase: "cosine with the phrase" };
     legend.querySelector(".what").textContent = what[kind];
     this.drawLegend(kind !== "entropy");
@@ -88,6 +88,7 @@ class AtlasPage {
       this.tools.colour.value = "phrase";
       state.hidden = true;
       this.recolour();
+      this.map.path = null;
       this.map.select(null);
       this.list(`Nearest to “${phrase}”`, features.map((each) => ({ ...each, text: `${number(each.score, 2)} ${each.name || each.feature}` })), features.map((each) => each.feature),
         `By the cosine with the mean embedding of the pictures on which each feature is largest${isExact ? "" : ", through the tower's last layer norm and projection alone"}.`);
