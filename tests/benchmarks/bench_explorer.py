@@ -155,6 +155,12 @@ def visit(port: int, found: dict[str, str], n_requests: int) -> dict[str, list[t
     return answers
 
 
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has taken."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def peak_mb(pid: int) -> float:
     """Peak resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -190,18 +196,21 @@ def main() -> None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             found = kinds(options.features, options.rows, min(N_CLASSES, options.features // 4))
             first = {"overview": ask(connection, "/")}
-            start_up = time.perf_counter() - start
+            start_up, start_up_cpu = time.perf_counter() - start, cpu_s(server.pid)
             rng = random.Random(99)
             first |= {n: ask(connection, address(at, rng)) for n, at in found.items() if n != "overview"}
+            before, cpu = time.perf_counter(), cpu_s(server.pid)
             answers = visit(port, found, options.requests)
+            took, cpu = time.perf_counter() - before, cpu_s(server.pid) - cpu
             memory = peak_mb(server.pid)
         finally:
             server.terminate()
             server.wait(30)
     print(
         f"{options.features:,} features, {options.rows:,} rows; {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}\n"
-        f"start-up to the first page {start_up:.2f} s; peak memory {memory:.0f} MB; "
-        f"{sum(map(len, answers.values()))} requests by {N_CLIENTS} clients, ms"
+        f"start-up to the first page {start_up:.2f} s ({start_up_cpu:.2f} s of CPU); peak memory {memory:.0f} MB; "
+        f"{sum(map(len, answers.values()))} requests by {N_CLIENTS} clients in {took:.1f} s "
+        f"({1e3 * cpu / sum(map(len, answers.values())):.1f} ms of CPU each); ms"
     )
     print(f"{'':24}{'first':>8}{'p50':>8}{'p95':>8}{'p99':>8}{'kB':>8}  statuses")
     for name, each in {**answers, "all": [one for some in answers.values() for one in some]}.items():
