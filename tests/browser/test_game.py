@@ -233,6 +233,7 @@ def test_the_game_is_played_from_files(browser, explorer, run, tmp_path):
     click(browser, "typed")
     at(browser, "typed").send_keys(run.label_name(game.round(11, n).label), Keys.ENTER)
     assert verdict(browser) == "Right."
+    assert at(browser, "result").text.splitlines()[1] == "5 points."
     all_pictures_load(browser)
     click(browser, "next")
     until(browser, lambda b: f"n={n + 1}" in b.current_url)

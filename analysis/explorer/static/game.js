@@ -126,9 +126,10 @@ function askForJudgement() {
 }
 
 function finish(isRight, isOwn) {
-  const before = wasPlayed(round), points = isRight ? worth(answer.is_hard) : 0;
+  const isHard = round.mode === "four" && answer.is_hard;
+  const before = wasPlayed(round), points = isRight ? worth(isHard) : 0;
   keep(round, { isRight, isOwn, revealed: opened.size, points });
-  const words = before ? "This round was played before and counts once." : `${number(points)} ${points === 1 ? "point" : "points"}${isRight && answer.is_hard ? ", with half as much again for hard choices" : ""}.`;
+  const words = before ? "This round was played before and counts once." : `${number(points)} ${points === 1 ? "point" : "points"}${isHard && points > 0 ? ", with half as much again for hard choices" : ""}.`;
   const page = url.image(answer.row), features = round.clues.map((feature) => [url.feature(feature), feature]);
   at("result").replaceChildren(
     make("p", { class: `verdict ${isRight ? "is-right" : "is-wrong"}` }, isRight ? "Right." : "Wrong."),
