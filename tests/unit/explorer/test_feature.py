@@ -221,6 +221,6 @@ def test_the_default_list_is_the_alive_features_outside_the_cluster(run, client,
 
 def test_hostile_labels_stay_text(client):
     html = client.get("/f/0").text
-    assert "&lt;script&gt;alert(1)" in html or "<script>alert(1)" not in html
+    assert "&lt;script&gt;alert(1)" in html
     assert "<script>alert(1)" not in html
     assert "{{ 7 * 7 }}" in client.get("/f/4").text  # of a template that was not run
