@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _IN_MEMORY_BYTES = 512 << 20
 """Arrays up to this are held in memory; of larger ones rows are read as they are asked for."""
 _THUMBNAILS_KEPT_BYTES = 64 << 20
+_LONGEST_OPENING_S = 3.0
+"""So long a visitor waits while another's question opens the source of the images; then thumbnails are shown."""
 _ROWS_IN_MEMORY = 1 << 24
 """Rows up to which numbers of rows are held in memory: 17 bytes a row for all of them."""
 
@@ -394,8 +396,14 @@ class ExploredRun:
             When the source, or the image in it, is out of reach.
         """
         store = self.require_store()
-        with self._opening:  # once: a data set's listing takes seconds
-            images = self._source
+        if "_source" not in self.__dict__:  # once, and others do not wait: a large data set's listing takes minutes
+            if not self._opening.acquire(timeout=_LONGEST_OPENING_S):
+                raise Unavailable("The images that the store was harvested from are being listed: try again soon.")
+            try:
+                self._source  # noqa: B018 (opened once)
+            finally:
+                self._opening.release()
+        images = self._source
         if images is None:
             raise Unavailable(
                 f"The images of the store ({store.provenance.image_source}) are not where they were harvested from, or "

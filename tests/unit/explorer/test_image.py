@@ -10,6 +10,7 @@ from explored import HOSTILE_KEYS, make_explored_run
 from PIL import Image
 from starlette.testclient import TestClient
 from thresher.analysis.encode import encode
+from thresher.analysis.explorer import runs
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.page import NotHere, Query, Unavailable
 from thresher.analysis.explorer.pages import image
@@ -260,3 +261,14 @@ def test_a_sensitive_feature_is_blurred_and_a_named_one_is_named(made, tmp_path)
         text = client.get("/i/5").text
     assert text.count("tops sensitive") == 1
     assert "stripes &lt;b&gt;" in text
+
+
+def test_while_the_source_is_being_opened_others_see_thumbnails(made, monkeypatch):
+    monkeypatch.setattr(runs, "_LONGEST_OPENING_S", 0.01)
+    run = ExploredRun(made.path)
+    with run._opening:
+        assert run.picture(0) == run.thumbnail(0)
+        with pytest.raises(Unavailable, match="are being listed"):
+            run.original(0)
+    with pytest.raises(Unavailable, match="made up"):
+        run.original(0)
