@@ -185,7 +185,7 @@ def _place(a: ExploredRun, b: ExploredRun) -> str:
 def _kept(a: ExploredRun, b: ExploredRun) -> Matches | None:
     """What an earlier explorer computed; None where there is nothing whole."""
     try:
-        with np.load(a.path / _place(a, b), allow_pickle=False) as arrays:
+        with open(a.path / _place(a, b), "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Matches.of_arrays(arrays)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
