@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_explorer_beside.py RUN --app FOLDER --python ENV/bin/python
 
-FOLDER is a checkout of github.com/HugoFry/SAE-Explorer, ENV an environment with its requirements and `pyarrow<22`. Both show
-the same features of RUN in headless Chromium with an empty cache, in turn. Its grids, which the app takes from a server
-of its author, are made of the run's own thumbnails and served on this machine, so that no network is in the figures.
+FOLDER is a checkout of github.com/HugoFry/SAE-Explorer, ENV an environment with its requirements and `pyarrow<22`.
+Both show the same features of RUN in headless Chromium with an empty cache, in turn. Its grids, which the app takes
+from a server of its author, are made of the run's own thumbnails and served on this machine, so that no network is in
+the figures.
 """
 
 import argparse
