@@ -103,7 +103,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float) and not isinstance(value, np.generic):
         return value if math.isfinite(value) else None
-    names = _shown_fields(type(value))
+    names = _shown_fields(type(value))  # type: ignore[arg-type]  # a type is hashable
     if names is not None:
         return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, np.ndarray):
