@@ -1,6 +1,6 @@
 // What every page has: keys, search, theme, blur, the list of features that j and k walk along.
 
-import { inlined, load, url } from "./api.js";
+import { has, inlined, load, url } from "./api.js";
 
 const html = document.documentElement;
 const remembered = (name) => { try { return localStorage.getItem(`thresher-${name}`); } catch { return null; } };
@@ -26,7 +26,7 @@ export function setList(ids) {
 async function currentList() {
   try {
     const kept = sessionStorage.getItem(`thresher-list-${html.dataset.run}`);
-    if (kept) return JSON.parse(kept);
+    if (kept) return JSON.parse(kept).filter((id) => has("features", id));  // of a server's run of that name, perhaps
   } catch { /* private window */ }
   return (await load("ids.json")).ids;
 }

@@ -1,0 +1,58 @@
+"""Two runs compared in a browser: matching, the threshold, both scatters, a feature's line."""
+
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+from thresher.analysis.explorer.match_runs import job_of
+from thresher.analysis.explorer.runs import ExploredRun
+
+
+def wait(browser, until):
+    return WebDriverWait(browser, 40, poll_frequency=0.05).until(until)
+
+
+def compared(browser, explorer_url):
+    """Opens the page and waits until the runs have been matched."""
+    browser.get(f"{explorer_url}/compare")
+    wait(browser, lambda b: b.find_elements(By.ID, "recovered-a"))
+
+
+def test_the_page_shows_itself_once_the_runs_are_matched(browser, explorer_url):
+    compared(browser, explorer_url)
+    assert "Features that split" in browser.find_element(By.TAG_NAME, "main").text
+    assert browser.find_elements(By.CSS_SELECTOR, "details.tree[open] .children li")
+
+
+def test_the_threshold_changes_the_recovered_share(browser, explorer_url):
+    compared(browser, explorer_url)
+    share = lambda: float(browser.find_element(By.ID, "recovered-a").text.split()[0])  # noqa: E731
+    before = share()
+    slider = browser.find_element(By.ID, "threshold")
+    slider.send_keys(Keys.HOME)
+    assert browser.find_element(By.ID, "threshold-text").text == "0.00"
+    assert share() == 100 >= before
+    slider.send_keys(Keys.END)
+    assert share() <= before
+
+
+def test_both_scatters_and_histograms_are_drawn(browser, explorer_url):
+    compared(browser, explorer_url)
+    for name in ("scatter-0", "scatter-1"):
+        wait(browser, lambda b, name=name: b.find_elements(By.CSS_SELECTOR, f"#{name}[data-draw-ms]"))
+    drawn = browser.execute_script(
+        "return ['best-0', 'best-1'].map((id) => { const c = document.getElementById(id);"
+        "return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size; })"
+    )
+    assert min(drawn) > 3
+
+
+def test_a_features_page_names_its_best_match(browser, explorer_url, made):
+    compared(browser, explorer_url)
+    a, b = ExploredRun(made.path), ExploredRun(made.path.with_name("run-2"))
+    job = job_of(a, b)
+    assert job.done.wait(40)
+    browser.get(f"{explorer_url}/f/4")
+    line = wait(browser, lambda d: d.find_element(By.CSS_SELECTOR, ".match"))
+    assert line.text.startswith(f"Best match in run-2: {job.matches.feature[4, 0]}, cosine ")
+    line.find_element(By.TAG_NAME, "a").click()
+    wait(browser, lambda d: d.current_url.endswith(f"/runs/run-2/f/{job.matches.feature[4, 0]}"))
