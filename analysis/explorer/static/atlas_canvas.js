@@ -157,11 +157,13 @@ export class AtlasCanvas {
     const scale = this.view.scale * ratio, left = w / 2 - this.view.x * scale - size / 2, top = h / 2 + this.view.y * scale - size / 2;
     for (const pass of selected === null ? [1] : [0, 1]) {
       const palette = pass ? full : faint;
-      for (const i of this.order) {
+      for (let at = 0; at < this.order.length; at++) {
+        const i = this.order[at];
         if (selected !== null && selected[i] !== pass) continue;
         const column = Math.round(left + x[i] * scale), row = Math.round(top - y[i] * scale);
         if (column < 0 || row < 0 || column + size > w || row + size > h) continue;
-        for (let dy = 0; dy < size; dy++) pixels.fill(palette[bucket[i]], (row + dy) * w + column, (row + dy) * w + column + size);
+        const colour = palette[bucket[i]], end = (row + size) * w + column;
+        for (let line = row * w + column; line < end; line += w) for (let px = line; px < line + size; px++) pixels[px] = colour;
       }
     }
     this.buffer.getContext("2d").putImageData(this.image, 0, 0);
