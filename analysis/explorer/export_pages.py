@@ -57,17 +57,18 @@ class Data:
     """Below the run's root."""
     content: bytes
     value: Any = None
-    """The JSON in it."""
+    """JSON that calls rows `row` or `rows` whose thumbnails it needs."""
 
 
 def script_of(path: str, answer: Any) -> Data:
     """What an address answers, as the script that `exported` of api.js adds to a page."""
+    rows: Any = None
     if isinstance(answer, Answer):
-        value = {"base64": base64.b64encode(answer.content).decode()}
+        value, rows = {"base64": base64.b64encode(answer.content).decode()}, {"rows": list(answer.rows)}
     else:
-        value = {"value": plain(answer)}
+        value = rows = {"value": plain(answer)}
     text = f"(window.thresherData ??= {{}})[{json.dumps(path)}] = ".encode() + to_json(value) + b";\n"
-    return Data(f"data/{re.sub(r'[^A-Za-z0-9._-]', '_', path)}.js", text, value)
+    return Data(f"data/{re.sub(r'[^A-Za-z0-9._-]', '_', path)}.js", text, rows)
 
 
 @dataclass

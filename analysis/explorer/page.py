@@ -83,6 +83,8 @@ class Answer:
     """Whether the address always gives these bytes, so that a browser may keep them."""
     file_name: str | None = None
     """What a browser saves it as; None shows it."""
+    rows: Sequence[int] = ()
+    """Whose thumbnails a script shows from these bytes: a static export writes them."""
     is_kept: bool = True
     """Whether a browser may keep it at all: not what a game has not shown yet."""
 
@@ -112,7 +114,7 @@ class Page:
     is_slow: bool = False
     """Whether it may take more than a few milliseconds, and so has a thread of its own."""
     is_exported: bool = True
-    """Whether a static export holds it: once, or for each chosen feature, row, label, neuron or run that its path names."""
+    """Whether a static export holds it: once, or for each chosen feature, row, label, neuron or run of its path."""
     exported_with: str = ""
     """A field of `Chosen` without which an export leaves it out: `neurons` of the list of neurons."""
 

@@ -76,7 +76,8 @@ def points(run: ExploredRun, query: Query) -> Answer:
         of.mean_top[shown].astype("<f4"),
         of.top_row[shown, 0].astype("<i4"),
     )
-    return Answer(b"".join(column.tobytes() for column in columns), "application/octet-stream")
+    rows = [row for row in of.top_row[shown, 0].tolist() if row >= 0] if run.has_thumbnails else []
+    return Answer(b"".join(column.tobytes() for column in columns), "application/octet-stream", rows=rows)
 
 
 def phrase(run: ExploredRun, query: Query) -> dict[str, Any]:

@@ -271,6 +271,10 @@ def _with_patches(run: ExploredRun, chosen: Chosen) -> list[Query]:
     return _queries(feature for feature in chosen.features if not run.is_dead[feature]) if has_patches(run) else []
 
 
+def _with_visualisation(run: ExploredRun, chosen: Chosen) -> list[Query]:
+    return _queries(feature for feature in chosen.features if visualisation(run, feature) is not None)
+
+
 CHAPTER = Chapter(
     pages=(Page("feature", "/f/{feature:int}", view),),
     endpoints=(
@@ -278,6 +282,6 @@ CHAPTER = Chapter(
         Endpoint("/f/{feature:int}/labels.json", _labels_answer, exports=_with_more_labels),
         Endpoint("/f/{feature:int}/heat.json", heat_answer, is_slow=True, exports=_with_patches),
         Endpoint("/f/{feature:int}/alignment.json", cosines_answer, is_slow=True, exports=_with_neurons),
-        Endpoint("/f/{feature:int}/visualisation", visualisation_answer),
+        Endpoint("/f/{feature:int}/visualisation", visualisation_answer, exports=_with_visualisation),
     ),
 )
