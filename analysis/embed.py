@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from ..harvest.continuation import embed_images
 from ..harvest.images import ImageSet
-from ..harvest.rewrite import Source, load_recorded_clip, recorded_images, recorded_tower
+from ..harvest.recorded import Source, recorded_images
+from ..harvest.rewrite import load_recorded_clip, recorded_tower
 from ..harvest.vision import Tower
 from ..progress import Reporter
 from ..store.errors import StoreError

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-import numpy as np
 import torch
 
 from ..progress import Reporter
@@ -52,14 +51,6 @@ class Job:
         return self.images.keys[image].decode("utf-8", "backslashreplace")
 
 
-def select_images(images: ImageSet, limit: int | None, order: str, seed: int) -> ImageSet:
-    """The images that `--limit` leaves: a seeded sample in source order, or the first ones with `--order source`."""
-    if limit is None or limit >= images.n_images:
-        return images
-    chosen = RowOrder(images.n_images, order=order, seed=seed).images_at(np.arange(limit))
-    return images.take(np.sort(chosen))
-
-
 def lasting_source(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
     """An image source as it can be opened again from any folder: absolute paths, URLs, or the word `quickstart`."""
     parts = [source] if isinstance(source, str | os.PathLike) else source
@@ -77,7 +68,7 @@ def prepare(
     options
         Of the harvest.
     images
-        Those to harvest, after `select_images`.
+        Those to harvest, after `recorded.select_images`.
     source
         Where they come from, as `lasting_source` gives it; empty where they were opened by the caller.
     tower

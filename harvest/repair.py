@@ -18,7 +18,8 @@ from .batches import naming_dead_workers
 from .images import ImageSet
 from .loop import ComputedBatch
 from .plan import package_versions
-from .rewrite import recompute_windows, recorded_images
+from .recorded import recorded_images
+from .rewrite import recompute_windows
 
 
 def repair(

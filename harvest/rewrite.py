@@ -1,57 +1,18 @@
 """Harvests windows of a finished store again, from what its provenance records."""
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from os import PathLike
+from collections.abc import Generator, Sequence
+from contextlib import closing
 
 from ..progress import Reporter
 from ..store.errors import StoreError
-from ..store.layout import StoreSpec, keys_sha256
+from ..store.layout import StoreSpec
 from ..store.provenance import Provenance
 from .batches import Closable
-from .images import ImageSet, open_images
+from .images import ImageSet
 from .loop import ComputedBatch, computed_batches
 from .options import HarvestOptions
-from .plan import Job, make_decoder, package_versions, select_images
+from .plan import Job, make_decoder, package_versions
 from .vision import LoadedClip, Tower, load_clip, tower_of
-
-Source = str | PathLike[str] | Sequence[str | PathLike[str]]
-
-
-@contextmanager
-def recorded_images(provenance: Provenance, source: Source | None = None) -> Iterator[ImageSet]:
-    """Open the images that a store (or part) was harvested from, in the order that its image numbers count.
-
-    Their keys and labels are those that the store was made with, so they also serve to write its static arrays again.
-
-    Parameters
-    ----------
-    provenance
-        Of the store.
-    source
-        Where the images are now; by default where they were.
-
-    Raises
-    ------
-    ValueError
-        When the record does not say where they were and `source` is None, or that is no image source any more.
-    FileNotFoundError
-        When it does not exist any more.
-    StoreError
-        When other images are there: other keys or labels.
-    """
-    if source is None and not provenance.source:
-        raise ValueError(f"the store does not record where its images are ({provenance.image_source}): name IMAGES.")
-    with open_images(provenance.source if source is None else source) as opened:
-        images = select_images(opened, provenance.limit, provenance.row_order, provenance.seed)
-        found = keys_sha256(images.keys, images.labels)
-        if found != provenance.keys_sha256:
-            raise StoreError(
-                f"{images.description} holds other images than were harvested ({images.n_images:,} against "
-                f"{provenance.n_images:,}; keys_sha256 is {found}, not {provenance.keys_sha256}): name the original "
-                "IMAGES."
-            )
-        yield images
 
 
 def recompute_windows(
@@ -84,7 +45,7 @@ def recompute_windows(
     windows
         Their numbers, `RowOrder.n_windows` in all.
     images
-        As `recorded_images` gives them.
+        As `recorded.recorded_images` gives them.
     device
         Where the tower runs; see `HarvestOptions`.
     workers

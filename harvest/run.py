@@ -21,9 +21,10 @@ from .batches import naming_dead_workers
 from .images import ImageSet, open_images
 from .loop import write_windows
 from .options import HarvestOptions
-from .plan import Job, lasting_source, prepare, select_images
+from .plan import Job, lasting_source, prepare
 from .profile import Profile, StageTime, format_stages
 from .ranks import Ranks, join_ranks
+from .recorded import select_images
 from .target import Target, find_target, finish, open_writer
 from .vision import Tower, load_tower
 

@@ -425,7 +425,7 @@ class ExploredRun:
     @cached_property
     def _source(self) -> "ImageSet | None":
         """The images that the store was harvested from, where they are still the ones; of a store of one part."""
-        from ...harvest.rewrite import recorded_images
+        from ...harvest.recorded import recorded_images
 
         store = self.store
         if store is None or len(store.parts) != 1:

@@ -4,7 +4,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 from thresher.harvest.options import HarvestOptions
-from thresher.harvest.rewrite import recompute_windows, recorded_images
+from thresher.harvest.recorded import recorded_images
+from thresher.harvest.rewrite import recompute_windows
 from thresher.harvest.run import harvest
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError
