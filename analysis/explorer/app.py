@@ -47,7 +47,7 @@ def make_app(explorer: Explorer, *, names: Sequence[str] = ()) -> Callable[..., 
         By which browsers may reach the server, besides this machine's own.
     """
     from starlette.applications import Starlette
-    from starlette.routing import Mount
+    from starlette.routing import Mount, Router
     from starlette.staticfiles import StaticFiles
 
     found = chapters()
@@ -56,7 +56,10 @@ def make_app(explorer: Explorer, *, names: Sequence[str] = ()) -> Callable[..., 
             chapter.start(explorer)
     first = [Mount("/static", StaticFiles(directory=str(static_files())), name="static")]
     routes = [*first, *_routes(explorer, explorer.runs[0], found)]
-    others = [Mount(explorer.root(run), routes=_routes(explorer, run, found)) for run in explorer.runs[1:]]
+    others = [
+        Mount(explorer.root(run), Router(_routes(explorer, run, found), redirect_slashes=False))
+        for run in explorer.runs[1:]
+    ]
     own = explorer.runs[0]
     app = Starlette(
         routes=[*others, *routes],
@@ -66,7 +69,7 @@ def make_app(explorer: Explorer, *, names: Sequence[str] = ()) -> Callable[..., 
             PageError: partial(_failed, explorer, own),
         },
     )
-    app.router.redirect_slashes = False  # one address a page
+    app.router.redirect_slashes = False  # one address a page, and no answer made of a Host header
     return Guard(app, names)
 
 

@@ -132,8 +132,9 @@ def test_a_number_that_is_none_is_told_in_one_line(two, address):
         assert twin.status_code == 404
 
 
-def test_what_is_not_there_is_a_page_too(two):
-    answer = two.get("/nowhere")
+@pytest.mark.parametrize("address", ["/nowhere", "/f/5/", "/static", "/runs/run-2/nowhere", "/runs/run-2/f/5/"])
+def test_what_is_not_there_is_a_page_too(two, address):
+    answer = two.get(address, follow_redirects=False)
     assert answer.status_code == 404
     assert "There is no such page." in answer.text
 
