@@ -1,6 +1,7 @@
 """Serves the explorer on a port of this machine until it is stopped."""
 
 import errno
+import logging
 import socket
 import threading
 import webbrowser
@@ -84,18 +85,23 @@ def server(app: Callable[..., Awaitable[None]]) -> "Server":
     """What answers with `app` at the sockets given to its `run`."""
     from uvicorn import Config, Server
 
-    return Server(
-        Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # no one's word for whom a request is from
-            lifespan="off",
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=2,  # s, for what is being answered when it is stopped
-        )
+    config = Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # no one's word for whom a request is from
+        lifespan="off",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=2,  # s, for what is being answered when it is stopped
     )
+    logging.getLogger("uvicorn.error").addFilter(_is_told)
+    return Server(config)
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Whether a user is told a line of uvicorn's: not that a stop cut a visitor off."""
+    return not str(record.msg).startswith("Cancel %s running task(s)")
 
 
 def listen(options: ExploreOptions) -> socket.socket:
