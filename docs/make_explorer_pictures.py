@@ -22,7 +22,7 @@ from thresher.analysis.explorer.serve import listen, server
 
 HERE = Path(__file__).resolve().parent
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--disable-sync")
-WAIT_S = 3.0  # plots are drawn, pictures and neighbours are there
+WAIT_S = 5.0  # plots are drawn, pictures and neighbours are there, the map of the atlas is made
 
 # name: path, width, height, dark
 PICTURES = {
