@@ -11,8 +11,8 @@ direction of head h. Undefined numbers are NaN, undefined ids -1: of a feature w
     <side>/max_abs_id           int32    (F,)
     <side>/top_id               int32    (F, 32) the nearest of the main set, by falling absolute cosine
     <side>/top_cosine           float32  (F, 32) their cosines, with their sign
-    <side>/of_vector/feature    int32    (m, 32) of each vector of the main set the nearest features, by falling absolute
-                                cosine; -1 unfilled. Alignments of earlier versions lack these two
+    <side>/of_vector/feature    int32    (m, 32) of each vector of the main set the nearest features, by falling
+                                absolute cosine; -1 unfilled. Alignments of earlier versions lack these two
     <side>/of_vector/cosine     float32  (m, 32) their cosines, with their sign; NaN unfilled
     <side>/n_above/<level>      int32    (F,) how many of the main set lie above a chance level
     <side>/p/<level>            float32  (F,) p-value of the largest cosine against that chance; NaN unless counted

@@ -17,8 +17,8 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.options import ExploreOptions
-from thresher.analysis.explorer.runs import Explorer
 from thresher.analysis.explorer.serve import listen, server
+from thresher.analysis.explorer.several import Explorer
 
 HERE = Path(__file__).resolve().parent
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars", "--disable-sync")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from .page import Answer, Chapter, Endpoint, NotHere, Page, PageError, Query
 from .render import render_error, render_page, static_files, to_json
-from .runs import ExploredRun, Explorer
+from .runs import ExploredRun
 from .security import Guard
+from .several import Explorer
 from .urls import Urls
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _showing(
         query = Query(request.path_params, dict(request.query_params))
         address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         make = partial(made, query, address)
-        status, content = await asyncio.to_thread(make) if page.is_slow else make()
+        status, content = await asyncio.to_thread(make) if _is_slow(page, query) else make()
         return Response(content, status, media_type="text/html", headers={"cache-control": "no-cache"})
 
     return show
@@ -122,7 +123,7 @@ def _answering(
         body = await request.body() if endpoint.is_post else b""
         query = Query(request.path_params, dict(request.query_params), body)
         try:
-            if endpoint.is_slow:
+            if _is_slow(endpoint, query):
                 found = await asyncio.to_thread(endpoint.answer, run, query)
             else:
                 found = endpoint.answer(run, query)
@@ -136,6 +137,10 @@ def _answering(
         return Response(found.content, media_type=found.media_type, headers=headers)
 
     return answer
+
+
+def _is_slow(what: Page | Endpoint, query: Query) -> bool:
+    return what.is_slow(query) if callable(what.is_slow) else what.is_slow
 
 
 def _thumbnail(run: ExploredRun, query: Query) -> Answer:

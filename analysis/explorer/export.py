@@ -22,7 +22,8 @@ from .neuron_columns import neuron_columns
 from .options import ExportOptions
 from .page import Chapter, Chosen, Endpoint, PageError, Query
 from .pages.neurons import SHOWN_IMAGES
-from .runs import ExploredRun, Explorer
+from .runs import ExploredRun
+from .several import Explorer
 
 MARK = "data/export.js"
 """A file of every export, by which one is known."""

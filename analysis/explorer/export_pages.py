@@ -13,7 +13,8 @@ from .bundle import bundle
 from .game_export import export_rounds
 from .page import Answer, Chapter, Chosen, Endpoint, Page, PageError, Query
 from .render import plain, render_error, render_page, static_files, to_json
-from .runs import ExploredRun, Explorer
+from .runs import ExploredRun
+from .several import Explorer
 from .urls import Urls
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
@@ -46,7 +47,7 @@ def jobs_of(chapters: Sequence[Chapter], chosen: Chosen) -> Iterator[Job]:
         numbers = getattr(chosen, KINDS[name[1]]) if name else [None]
         for number in numbers:
             values = {} if name is None or number is None else {name[1]: number}
-            yield Job(page, Query(values), f"{_filled(page.path, values) or 'index'}.html")
+            yield Job(page, Query(values, is_whole=True), f"{_filled(page.path, values) or 'index'}.html")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from ...store.errors import StoreError
 from ...store.files import write_atomically
 from ...train.run_dir import WEIGHTS
 from .matching import Matches, chance_cosines, correlations, nearest_directions
-from .runs import ExploredRun, Explorer
+from .runs import ExploredRun
+from .several import Explorer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .runs import ExploredRun, Explorer
+    from .runs import ExploredRun
+    from .several import Explorer
 
 
 class PageError(Exception):
@@ -45,6 +46,8 @@ class Query:
     """Of the query string; of a name given twice, the last."""
     body: bytes = b""
     """Of a POST, bounded before it is read."""
+    is_whole: bool = False
+    """Whether the page holds all of a list, as in a static export, which has no further pages of it."""
 
     def text(self, name: str, default: str = "", *, longest: int = 200) -> str:
         """A value of the query string; `BadQuery` where it is longer than `longest` characters."""
@@ -111,8 +114,9 @@ class Page:
     """Starlette's notation, such as `/f/{feature:int}`; the JSON twin ends in `.json` (of `/`: `/index.json`)."""
     view: "Callable[[ExploredRun, Query], Any]"
     """Gives a frozen dataclass; raises `PageError`."""
-    is_slow: bool = False
-    """Whether it may take more than a few milliseconds, and so has a thread of its own."""
+    is_slow: "bool | Callable[[Query], bool]" = False
+    """Whether it may take more than some milliseconds, and so has a thread of its own; or when. Quick ones are answered
+    one after the other: threads that compute at once only delay each other."""
     is_exported: bool = True
     """Whether a static export holds it: once, or for each chosen feature, row, label, neuron or run of its path."""
     exported_with: str = ""
@@ -127,7 +131,7 @@ class Endpoint:
     answer: "Callable[[ExploredRun, Query], Answer | dict[str, Any] | list[Any]]"
     """What is no `Answer` goes out as JSON."""
     is_post: bool = False
-    is_slow: bool = False
+    is_slow: "bool | Callable[[Query], bool]" = False
     exports: "Callable[[ExploredRun, Chosen], Iterable[Query]] | None" = None
     """With what a static export asks it: each answer becomes a script under `data/`, under the address that pages load,
     the query's values in their order. JSON in it calls an image's row `row`, or several `rows`, by which the export

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .page import Page, PageError
-from .runs import ExploredRun, Explorer
+from .runs import ExploredRun
+from .several import Explorer
 from .urls import Urls
 
 if TYPE_CHECKING:

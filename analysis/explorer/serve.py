@@ -14,8 +14,8 @@ from ...progress import Reporter
 from ...store.errors import StoreError
 from .app import make_app
 from .options import ExploreOptions
-from .runs import Explorer
 from .security import OWN_NAMES
+from .several import Explorer
 
 if TYPE_CHECKING:
     from uvicorn import Server

@@ -10,8 +10,8 @@ import pytest
 from explored import Explored, make_explored_run
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.options import ExploreOptions
-from thresher.analysis.explorer.runs import Explorer
 from thresher.analysis.explorer.serve import listen, server
+from thresher.analysis.explorer.several import Explorer
 
 _FLAGS = (
     "--headless",

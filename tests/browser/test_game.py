@@ -18,7 +18,8 @@ from thresher.analysis.explorer.game_export import export_rounds
 from thresher.analysis.explorer.page import Query
 from thresher.analysis.explorer.pages.game import CHAPTER
 from thresher.analysis.explorer.render import render_page
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 from thresher.analysis.explorer.urls import Urls
 
 

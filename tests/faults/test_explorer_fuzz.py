@@ -4,7 +4,7 @@ import pytest
 from explored import make_explored_run
 from explorer_fuzz import Fuzz
 from thresher.analysis.explorer.app import make_app
-from thresher.analysis.explorer.runs import Explorer
+from thresher.analysis.explorer.several import Explorer
 
 pytestmark = pytest.mark.faults
 

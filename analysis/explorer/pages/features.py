@@ -135,6 +135,11 @@ class Features:
     """The query string of the same list as a file."""
 
 
+def _asks_for_a_phrase(query: Query) -> bool:
+    """Whether the tower's text side is asked, which may have to be loaded."""
+    return query.values.get("q", "").lstrip().startswith("~")
+
+
 def view(run: ExploredRun, query: Query) -> Features:
     """A page of the features that pass the filters of a query string."""
     values, filters = values_of(query), read_filters(query)
@@ -273,7 +278,7 @@ def _exported(run: ExploredRun, chosen: Chosen) -> list[Query]:
 
 
 CHAPTER = Chapter(
-    pages=(Page("features", "/features", view, is_slow=True),),
+    pages=(Page("features", "/features", view, is_slow=_asks_for_a_phrase),),
     endpoints=(
         Endpoint("/features/ids.json", _ids, is_slow=True),
         Endpoint("/features/list.csv", _csv, is_slow=True),

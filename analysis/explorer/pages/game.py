@@ -239,7 +239,7 @@ def _secret(document: dict[str, Any]) -> Answer:
 
 
 CHAPTER = Chapter(
-    pages=(Page("game", "/game", view, is_slow=True),),
+    pages=(Page("game", "/game", view),),
     endpoints=(
         Endpoint("/game/grid", grid, is_slow=True),
         Endpoint("/game/picture", picture, is_slow=True),

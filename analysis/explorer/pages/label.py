@@ -19,7 +19,7 @@ OWN_SHOWN, OWN_ROWS, ROWS_SHOWN = 18, 8, 24
 FIRINGS_SEARCHED = 50_000
 """Of a feature, strongest first, for rows of a class."""
 PER_PAGE = 50
-CLASSES_PER_PAGE = 1000
+CLASSES_PER_PAGE = 200
 RELATED_SHOWN = 20
 SORTS = ("share", "precision", "sum")
 
@@ -221,9 +221,10 @@ def view_all(run: ExploredRun, query: Query) -> Classes:
     if words:
         kept = [all(word in text or word == number for word in words) for text, number in counts.texts]
         order = order[np.array(kept, bool)[order]] if kept else order
-    n_pages = max(1, -(-len(order) // CLASSES_PER_PAGE))
+    per_page = max(1, len(order)) if query.is_whole else CLASSES_PER_PAGE
+    n_pages = max(1, -(-len(order) // per_page))
     page = min(query.integer("page", 1, 1, 1 << 31), n_pages)
-    shown = order[(page - 1) * CLASSES_PER_PAGE : page * CLASSES_PER_PAGE]
+    shown = order[(page - 1) * per_page : page * per_page]
     sensitive = run.annotations.sensitive
     columns = (counts.label, counts.n_rows, counts.n_own, counts.n_top, counts.top_row, counts.top_feature)
     values = {"q": q, "sort": "" if sort == "name" else sort}
@@ -335,6 +336,6 @@ def _rows_of(run: ExploredRun, query: Query) -> dict[str, Any]:
 
 
 CHAPTER = Chapter(
-    pages=(Page("label", "/c/{label:int}", view, is_slow=True), Page("classes", "/c", view_all, is_slow=True)),
+    pages=(Page("label", "/c/{label:int}", view), Page("classes", "/c", view_all)),
     endpoints=(Endpoint("/c/{label:int}/f/{feature:int}.json", _rows_of, is_slow=True),),
 )

@@ -7,7 +7,8 @@ import pytest
 from explored import Explored, make_explored_run
 from starlette.testclient import TestClient
 from thresher.analysis.explorer.app import make_app
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 
 
 @pytest.fixture(scope="session")

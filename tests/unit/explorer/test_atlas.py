@@ -11,7 +11,8 @@ from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.atlas_map import ATLAS_NPZ, atlas_of
 from thresher.analysis.explorer.page import Query, Unavailable
 from thresher.analysis.explorer.pages import atlas
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 from thresher.train.run_dir import RUN_FILES
 
 

@@ -11,7 +11,7 @@ from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.match_runs import job_of, match_all
 from thresher.analysis.explorer.page import NotHere, Query
 from thresher.analysis.explorer.pages.compare import match, view
-from thresher.analysis.explorer.runs import Explorer
+from thresher.analysis.explorer.several import Explorer
 from thresher.progress import Reporter
 
 

@@ -8,7 +8,7 @@ import pytest
 from explored import HOSTILE_LABELS, make_explored_run
 from starlette.testclient import TestClient
 from thresher.analysis.explorer.app import chapters, make_app
-from thresher.analysis.explorer.runs import Explorer
+from thresher.analysis.explorer.several import Explorer
 
 PAGES = [page for chapter in chapters() for page in chapter.pages]
 ENDPOINTS = [end for chapter in chapters() for end in chapter.endpoints]

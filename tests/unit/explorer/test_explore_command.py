@@ -139,7 +139,7 @@ def test_its_help_loads_nothing_that_serves():
 def test_the_first_page_loads_neither_torch_nor_what_draws_figures(run_path):
     code = (
         "import sys\nfrom starlette.testclient import TestClient\n"
-        "from thresher.analysis.explorer.app import make_app\nfrom thresher.analysis.explorer.runs import Explorer\n"
+        "from thresher.analysis.explorer.app import make_app\nfrom thresher.analysis.explorer.several import Explorer\n"
         f"app = make_app(Explorer([{str(run_path)!r}]))\n"
         "client = TestClient(app, base_url='http://127.0.0.1')\n"
         "for path in ('/', '/features', '/f/0', '/i/0', '/c/0', '/notes'): assert client.get(path).status_code == 200\n"

@@ -14,7 +14,8 @@ from thresher.analysis.encode import encode
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.page import Query
 from thresher.analysis.explorer.pages.feature_alignment import cosines_answer, encoder_direction, stored_neurons
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 from thresher.analysis.explorer.tower import _loaded
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.stats import stats

@@ -14,7 +14,8 @@ from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.page import Query, Unavailable
 from thresher.analysis.explorer.pages.feature import view
 from thresher.analysis.explorer.pages.feature_patches import _entries, heat_answer
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 from thresher.analysis.options import EncodeOptions
 from thresher.analysis.stats import stats
 from thresher.store.format import Site

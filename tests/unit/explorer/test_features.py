@@ -16,7 +16,8 @@ from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.feature_query import address, read_filters, sort_changes, values_of
 from thresher.analysis.explorer.page import BadQuery, Query, Unavailable
 from thresher.analysis.explorer.pages.features import selected, view
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 
 HOSTILE_NAMES = ("=1+1", "@sum(a1)", "<b>bold</b>", "plain dog", "Dogs and cats")
 

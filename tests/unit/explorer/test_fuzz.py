@@ -3,7 +3,7 @@
 from explored import make_explored_run
 from explorer_fuzz import Fuzz
 from thresher.analysis.explorer.app import make_app
-from thresher.analysis.explorer.runs import Explorer
+from thresher.analysis.explorer.several import Explorer
 
 
 def test_three_thousand_hostile_requests_give_no_failure_and_no_leak(tmp_path):

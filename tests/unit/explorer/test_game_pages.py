@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.game_choice import game_of
 from thresher.analysis.explorer.pages import game as game_page
-from thresher.analysis.explorer.runs import Explorer
+from thresher.analysis.explorer.several import Explorer
 
 
 @pytest.fixture(scope="module")

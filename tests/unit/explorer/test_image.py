@@ -14,7 +14,8 @@ from thresher.analysis.explorer import runs
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.page import NotHere, Query, Unavailable
 from thresher.analysis.explorer.pages import image
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.stats import stats
 from thresher.store.reader import open_store

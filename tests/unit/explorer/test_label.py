@@ -15,7 +15,8 @@ from thresher.analysis.explorer.label_index import by_label
 from thresher.analysis.explorer.page import NotHere, Query
 from thresher.analysis.explorer.pages import label as pages
 from thresher.analysis.explorer.pages.label import view, view_all
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from starlette.testclient import TestClient
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.page import NotHere, Query, Unavailable
 from thresher.analysis.explorer.pages.neurons import A_PAGE, index, view, view_list
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 
 N, K = 120, 20
 

@@ -13,7 +13,7 @@ from thresher.analysis.explorer.annotations import Annotations, Conflict
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.names import Name, read_names
 from thresher.analysis.explorer.page import BadQuery, Unavailable
-from thresher.analysis.explorer.runs import Explorer
+from thresher.analysis.explorer.several import Explorer
 
 
 def test_what_is_said_is_read_back_and_nothing_is_written_before(tmp_path: Path) -> None:

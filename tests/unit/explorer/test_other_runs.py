@@ -9,7 +9,7 @@ from explored import QUICK, make_explored_run
 from starlette.testclient import TestClient
 from thresher.analysis.encode import encode
 from thresher.analysis.explorer.app import chapters, make_app
-from thresher.analysis.explorer.runs import Explorer
+from thresher.analysis.explorer.several import Explorer
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.stats import stats
 

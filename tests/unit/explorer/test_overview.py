@@ -13,7 +13,8 @@ from thresher.analysis.explorer.page import Query, Unavailable
 from thresher.analysis.explorer.pages import overview as module
 from thresher.analysis.explorer.pages.overview import card, curves, thinned, view
 from thresher.analysis.explorer.pages.overview_tiles import tiles_of_evaluation
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 from thresher.analysis.options import StatsOptions
 from thresher.analysis.stats import stats
 

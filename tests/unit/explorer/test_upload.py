@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.page import BadQuery, Query
 from thresher.analysis.explorer.pages import upload
-from thresher.analysis.explorer.runs import Explorer
+from thresher.analysis.explorer.several import Explorer
 from thresher.harvest.decode import decode_image
 
 

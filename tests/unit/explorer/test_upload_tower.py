@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from thresher.analysis.explorer import tower as tower_
 from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.page import Unavailable
-from thresher.analysis.explorer.runs import ExploredRun, Explorer
+from thresher.analysis.explorer.runs import ExploredRun
+from thresher.analysis.explorer.several import Explorer
 from thresher.harvest.vision import load_clip, load_tower
 from thresher.harvest.weights import EMBEDDED
 from thresher.train.run_dir import open_run
