@@ -1,14 +1,14 @@
 """Two runs compared in a browser: matching, the threshold, both scatters, a feature's line."""
 
+from browsing import wait_until
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 from thresher.analysis.explorer.match_runs import job_of
 from thresher.analysis.explorer.runs import ExploredRun
 
 
 def wait(browser, until):
-    return WebDriverWait(browser, 40, poll_frequency=0.05).until(until)
+    return wait_until(browser, until)
 
 
 def compared(browser, explorer_url):

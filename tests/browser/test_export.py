@@ -3,10 +3,11 @@
 import time
 
 import pytest
+from browsing import wait_until
 from explored import make_explored_run
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 from thresher.analysis.explorer.export import export_site
 from thresher.analysis.explorer.options import ExportOptions
 from thresher.analysis.explorer.runs import ExploredRun
@@ -25,7 +26,7 @@ def site(made, tmp_path_factory):
 
 
 def wait(browser, until, seconds=20):
-    return WebDriverWait(browser, seconds, poll_frequency=0.05).until(until)
+    return wait_until(browser, until, seconds)
 
 
 def press(browser, keys):

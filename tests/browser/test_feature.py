@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from browsing import wait_until
 from explored import make_explored_run
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 from thresher.analysis.stored_statistics import open_statistics
 
 
 def until(browser, condition):
-    return WebDriverWait(browser, 10).until(condition)
+    return wait_until(browser, condition)
 
 
 def pictures(browser):
@@ -132,7 +132,8 @@ def test_a_button_shows_all_labels(browser, serve, tmp_path):
     browser.get(f"{address}/f/{n_labels.argmax()}")
 
     def names():
-        return [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#labels tbody td:first-child")]
+        cells = "[...document.querySelectorAll('#labels tbody td:first-child')].map((cell) => cell.innerText)"
+        return browser.execute_script(f"return {cells}")  # at once: the table may be replaced between two questions
 
     first = names()
     assert len(first) == 20

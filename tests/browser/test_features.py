@@ -6,9 +6,9 @@ import urllib.request
 from urllib.parse import urlencode
 
 import pytest
+from browsing import wait_until
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 from thresher.analysis.explorer.export import export_site
 from thresher.analysis.explorer.feature_query import read_filters
 from thresher.analysis.explorer.options import ExportOptions
@@ -18,7 +18,7 @@ from thresher.analysis.explorer.runs import ExploredRun
 
 
 def wait(browser, holds):
-    return WebDriverWait(browser, 15).until(holds)
+    return wait_until(browser, holds)
 
 
 def shown_ids(browser) -> list[int]:

@@ -7,11 +7,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from browsing import wait_until
 from explored import make_explored_run
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 from thresher.analysis.explorer.bundle import bundle
 from thresher.analysis.explorer.game_choice import game_of
 from thresher.analysis.explorer.game_export import export_rounds
@@ -40,7 +40,7 @@ def game_url(run, serve):
 
 
 def until(browser, condition):
-    return WebDriverWait(browser, 10).until(condition)
+    return wait_until(browser, condition)
 
 
 def at(browser, name):

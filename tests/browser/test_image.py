@@ -1,9 +1,9 @@
 """The page of an image, in a real browser."""
 
 import pytest
+from browsing import wait_until
 from live_run import make_live_run
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +12,7 @@ def live_url(tmp_path_factory, serve):
 
 
 def until(browser, condition, seconds=10):
-    return WebDriverWait(browser, seconds).until(condition)
+    return wait_until(browser, condition, seconds)
 
 
 def all_of(browser, selector):

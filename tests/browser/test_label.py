@@ -1,11 +1,11 @@
 """Class pages in a browser."""
 
+from browsing import wait_until
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
 
 def wait(browser, holds):
-    return WebDriverWait(browser, 15).until(holds)
+    return wait_until(browser, holds)
 
 
 def visible(browser) -> list[str]:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from browsing import wait_until
 from explored import make_explored_run
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
 
 def wait(browser, holds):
-    return WebDriverWait(browser, 15).until(holds)
+    return wait_until(browser, holds)
 
 
 def fields(browser) -> dict[str, object]:

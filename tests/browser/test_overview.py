@@ -4,17 +4,17 @@ import math
 
 import numpy as np
 import pytest
+from browsing import wait_until
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 from thresher.analysis.explorer.runs import ExploredRun
 
 N_MANY = 65_536
 
 
 def until(browser, condition):
-    return WebDriverWait(browser, 20, poll_frequency=0.05).until(condition)
+    return wait_until(browser, condition)
 
 
 def opened(browser, address):

@@ -1,9 +1,9 @@
 """What every page has, in a real browser: keys, search, theme, the choice of runs."""
 
 import pytest
+from browsing import wait_until
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
 
 def body(browser):
@@ -11,7 +11,7 @@ def body(browser):
 
 
 def until(browser, condition):
-    return WebDriverWait(browser, 10).until(condition)
+    return wait_until(browser, condition)
 
 
 def test_slash_goes_to_the_search_and_a_number_opens_that_feature(browser, explorer_url):

@@ -5,10 +5,10 @@ import io
 
 import numpy as np
 import pytest
+from browsing import wait_until
 from live_run import make_live_run
 from PIL import Image
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def page(browser, live_url):
 
 
 def until(browser, condition, seconds=20):
-    return WebDriverWait(browser, seconds).until(condition)
+    return wait_until(browser, condition, seconds)
 
 
 def all_of(browser, selector):
