@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .page import Answer, Chapter, Endpoint, NotHere, Page, PageError, Query
-from .render import render_error, render_page, static_files, to_json
+from .render import render_error, render_page, static_files, static_version, to_json
 from .runs import ExploredRun
 from .security import Guard
 from .several import Explorer
@@ -55,7 +55,15 @@ def make_app(explorer: Explorer, *, names: Sequence[str] = ()) -> Callable[..., 
     for chapter in found:
         if chapter.start is not None:
             chapter.start(explorer)
-    first = [Mount("/static", StaticFiles(directory=str(static_files())), name="static")]
+
+    class Kept(StaticFiles):
+        def file_response(self, *args: Any, **values: Any) -> "Response":
+            response = super().file_response(*args, **values)
+            response.headers["cache-control"] = _KEPT
+            return response
+
+    folder = str(static_files())
+    first = [Mount(_static_root(), Kept(directory=folder)), Mount("/static", StaticFiles(directory=folder))]
     routes = [*first, *_routes(explorer, explorer.runs[0], found)]
     others = [
         Mount(explorer.root(run), Router(_routes(explorer, run, found), redirect_slashes=False))
@@ -74,11 +82,15 @@ def make_app(explorer: Explorer, *, names: Sequence[str] = ()) -> Callable[..., 
     return Guard(app, names)
 
 
+def _static_root() -> str:
+    return f"/static/{static_version()}"
+
+
 def _routes(explorer: Explorer, run: ExploredRun, chapters: Sequence[Chapter]) -> list[Any]:
     """Every address of one run."""
     from starlette.routing import Route
 
-    urls = Urls(root=explorer.root(run))
+    urls = Urls(root=explorer.root(run), static_root=_static_root())
     routes = [Route("/t/{row:int}", _answering(explorer, run, urls, Endpoint("", _thumbnail)))]
     for chapter in chapters:
         for endpoint in chapter.endpoints:
@@ -161,5 +173,5 @@ async def _failed(explorer: Explorer, run: ExploredRun, request: "Request", erro
     from starlette.responses import Response
 
     assert isinstance(error, PageError)
-    urls = Urls()
+    urls = Urls(static_root=_static_root())
     return Response(render_error(explorer, run, error, urls), error.status, media_type="text/html")

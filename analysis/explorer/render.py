@@ -1,5 +1,6 @@
 """Pages as HTML, escaped by default, and their views as JSON."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 def static_files() -> Traversable:
     """The folder of style sheets and scripts."""
     return files(__package__) / "static"
+
+
+@cache
+def static_version() -> str:
+    """Digest of all style sheets and scripts: it stands in their addresses, so that a browser may keep them."""
+    digest = hashlib.sha256()
+    for file in sorted((file for file in static_files().iterdir() if file.is_file()), key=lambda file: file.name):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def render_page(explorer: Explorer, run: ExploredRun, page: Page, view: Any, urls: Urls, address: str) -> bytes:

@@ -30,7 +30,6 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
 from thresher.analysis.explorer.runs import ExploredRun
 
 HERE = Path(__file__).resolve().parent
@@ -47,6 +46,7 @@ const found = [...document.querySelectorAll('img')].find((image) => image.src.in
 return found && found.complete && found.naturalWidth > 0 ? found.src : null;
 """
 
+PRESS = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true}))"
 CLICK = """
 const found = [...document.querySelectorAll('button')].find((button) => button.innerText.includes(arguments[0]));
 if (found) found.click();
@@ -241,7 +241,7 @@ class _Browser:
 
     def press(self, key: str) -> None:
         """Press a key on the page."""
-        self.driver.find_element(By.TAG_NAME, "body").send_keys(key)
+        self.driver.execute_script(PRESS, key)
 
     def click(self, text: str) -> None:
         """Click the button that holds a text, once it is there."""

@@ -284,7 +284,7 @@ def _each_feature(run: ExploredRun, chosen: Chosen) -> list[Query]:
 
 
 CHAPTER = Chapter(
-    pages=(Page("compare", "/compare", view, is_slow=True), Page("compare", "/compare/{run}", view, is_slow=True)),
+    pages=(Page("compare", "/compare", view), Page("compare", "/compare/{run}", view, is_slow=True)),
     endpoints=(
         Endpoint("/compare-points/{run}.bin", other_points, exports=_each_run),
         Endpoint("/compare-status/{run}.json", status),
