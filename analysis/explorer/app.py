@@ -6,7 +6,8 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .page import Answer, Chapter, Endpoint, NotHere, Page, PageError, Query
+from ...store.errors import StoreError
+from .page import Answer, Chapter, Endpoint, NotHere, Page, PageError, Query, page_error
 from .render import render_error, render_page, static_files, static_version, to_json
 from .runs import ExploredRun
 from .security import Guard
@@ -90,7 +91,7 @@ def _routes(explorer: Explorer, run: ExploredRun, chapters: Sequence[Chapter]) -
     """Every address of one run."""
     from starlette.routing import Route
 
-    urls = Urls(root=explorer.root(run), static_root=_static_root())
+    urls = Urls(root=explorer.root(run), static_root=_static_root(), pictures=run.pictures_version)
     routes = [Route("/t/{row:int}", _answering(explorer, run, urls, Endpoint("", _thumbnail)))]
     for chapter in chapters:
         for endpoint in chapter.endpoints:
@@ -112,8 +113,9 @@ def _showing(
     def made(query: Query, address: str) -> tuple[int, bytes]:
         try:
             return 200, render_page(explorer, run, page, page.view(run, query), urls, address)
-        except PageError as error:
-            return error.status, render_error(explorer, run, error, urls)
+        except (PageError, StoreError, OSError) as error:
+            told = page_error(error)
+            return told.status, render_error(explorer, run, told, urls)
 
     async def show(request: "Request") -> "Response":
         query = Query(request.path_params, dict(request.query_params))
@@ -139,8 +141,9 @@ def _answering(
                 found = await asyncio.to_thread(endpoint.answer, run, query)
             else:
                 found = endpoint.answer(run, query)
-        except PageError as error:
-            return Response(to_json({"error": str(error)}), error.status, media_type="application/json")
+        except (PageError, StoreError, OSError) as error:
+            told = page_error(error)
+            return Response(to_json({"error": str(told)}), told.status, media_type="application/json")
         if not isinstance(found, Answer):
             return Response(to_json(found), media_type="application/json", headers={"cache-control": "no-cache"})
         headers = {"cache-control": _KEPT if found.is_fixed else "no-cache" if found.is_kept else "no-store"}
@@ -162,7 +165,8 @@ def _thumbnail(run: ExploredRun, query: Query) -> Answer:
     picture = run.thumbnail(row)
     if picture is None:
         raise NotHere(f"The store holds no thumbnail of row {row}.")
-    return Answer(picture, "image/webp", is_fixed=True)
+    is_fixed = query.text("of") == run.pictures_version != ""  # the next run at this address may be of another store
+    return Answer(picture, "image/webp", is_fixed=is_fixed)
 
 
 async def _not_found(explorer: Explorer, run: ExploredRun, request: "Request", error: Exception) -> "Response":

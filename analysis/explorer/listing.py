@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...store.errors import StoreError
-from ..stored_alignment import ALIGNMENT_ZARR, open_alignment
+from ..stored_alignment import ALIGNMENT_ZARR
+from .alignments import opened_alignment
 from .annotations import Annotation
 from .page import BadQuery
 from .top_labels import top_labels
@@ -115,7 +116,7 @@ class Listing:
         if not (self._run.path / ALIGNMENT_ZARR).exists():
             return None
         try:
-            alignment = open_alignment(self._run.path)
+            alignment = opened_alignment(self._run.path)
             found = alignment.read("encoder/max_cosine").astype(np.float64)
             if np.isnan(found).all():
                 found = alignment.read("encoder/max_abs_cosine").astype(np.float64)

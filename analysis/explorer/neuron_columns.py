@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...store.errors import StoreError
-from ..stored_alignment import ALIGNMENT_JSON, StoredAlignment, open_alignment
+from ..stored_alignment import ALIGNMENT_JSON, StoredAlignment
+from .alignments import opened_alignment
 from .page import Unavailable
 from .runs import ExploredRun
 
@@ -78,7 +79,7 @@ def neuron_columns(run: ExploredRun, kind: str = "") -> NeuronColumns | None:
         if not (run.path / ALIGNMENT_JSON).exists():
             return None
         try:
-            stored = open_alignment(run.path)
+            stored = opened_alignment(run.path)
             kinds = tuple(name for name in KINDS if name in stored.summary.get("neurons", {}))
             if not kinds:
                 return None

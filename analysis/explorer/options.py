@@ -1,8 +1,12 @@
 """Options of `explore`."""
 
+import re
 from dataclasses import dataclass
 
 from ...options import option
+
+_HOST_NAME = re.compile(r"[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:.]*|[a-z0-9_.-]+", re.ASCII | re.IGNORECASE)
+"""What a Host header can name, without the brackets of an IPv6 address."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,11 @@ class ExploreOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port must be 0 to 65535, not {self.port}")
+        for name in self.allow_host:
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(
+                    f"--allow-host must be a name or an address alone, without http://, port or path, not {name!r}"
+                )
 
 
 FEATURE_WORDS = ("shown", "all")

@@ -36,6 +36,11 @@ class Unavailable(PageError):
     status = 503
 
 
+def page_error(error: Exception) -> PageError:
+    """What a visitor is told of an error: its line, where files of the run are damaged or gone meanwhile."""
+    return error if isinstance(error, PageError) else Unavailable(" ".join(str(error).split()))
+
+
 @dataclass(frozen=True)
 class Query:
     """What a page is asked with: the numbers of its path, its query string, the body of a POST."""

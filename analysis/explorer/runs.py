@@ -27,7 +27,7 @@ from .class_tables import ClassTables, read_class_tables
 from .label_index import LabelIndex
 from .listing import Listing
 from .names import Name, read_names
-from .page import NotHere, Unavailable
+from .page import NotHere, PageError, Unavailable
 
 if TYPE_CHECKING:
     from ...harvest.images import ImageSet
@@ -140,7 +140,7 @@ class ExploredRun:
             found = json.loads((self.path / name).read_text())
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise Unavailable(f"{name} is damaged ({error}): run the command that made it with --overwrite.") from error
         return found if isinstance(found, dict) else None
 
@@ -182,7 +182,10 @@ class ExploredRun:
         """Whether the statistics hold `samples`, `labels`, `cofiring`, `nearest`, `null`, `monosemanticity`, ..."""
         found = self._parts.get(name)
         if found is None:  # zarr looks for it on the disk: a third of a millisecond
-            found = self._parts[name] = self.stored.details.has(name)
+            try:
+                found = self._parts[name] = self.stored.details.has(name)
+            except Exception as error:
+                raise _damaged(name, error) from error
         return found
 
     def array(self, name: str) -> Array:
@@ -191,7 +194,7 @@ class ExploredRun:
         Raises
         ------
         Unavailable
-            When the statistics do not hold it; the line says why.
+            When the statistics do not hold it, or are damaged; the line says why.
         """
         found = self._arrays.get(name)
         if found is not None:
@@ -202,14 +205,22 @@ class ExploredRun:
             if name not in self._arrays:
                 try:
                     stored = self.stored.details.array(name)
+                    nbytes = int(np.prod(stored.shape)) * stored.dtype.itemsize
+                    self._arrays[name] = stored[:] if nbytes <= _IN_MEMORY_BYTES else stored
                 except StoreError as error:
                     raise Unavailable(str(error)) from error
-                nbytes = int(np.prod(stored.shape)) * stored.dtype.itemsize
-                self._arrays[name] = stored[:] if nbytes <= _IN_MEMORY_BYTES else stored
+                except Exception as error:
+                    raise _damaged(name, error) from error
             return self._arrays[name]
 
     def preload(self) -> None:
         """Read the arrays that pages need into memory; pages that are asked for meanwhile wait only for their own."""
+        try:
+            self._preload()
+        except (PageError, StoreError, OSError) as error:
+            self.notes.append(" ".join(str(error).split()))  # pages that need what is damaged say so too
+
+    def _preload(self) -> None:
         self.names  # noqa: B018 (read once)
         for part, arrays in _PRELOADED.items():
             if self.has(part):
@@ -352,6 +363,11 @@ class ExploredRun:
         return self.store.keys([row])[0].encode("utf-8", "replace").decode()
 
     @property
+    def pictures_version(self) -> str:
+        """What thumbnails are known by wherever they are kept, the start of the store's fingerprint; empty for none."""
+        return "" if self.store is None else self.store.fingerprint[:12]
+
+    @property
     def has_thumbnails(self) -> bool:
         """Whether the store is reachable and holds thumbnails."""
         return self.store is not None and self.store.thumbnail_px is not None
@@ -465,6 +481,12 @@ class ExploredRun:
                 continue
         self.notes.append(f"The activation store {place} is out of reach: no thumbnails, no names of images.")
         return None
+
+
+def _damaged(name: str, error: Exception) -> Unavailable:
+    """What is said of an array that cannot be read: zarr and its codecs raise nearly any type on damaged bytes."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return Unavailable(f"The statistics are damaged, {name} ({reason}): run `thresher stats --overwrite`.")
 
 
 _PRELOADED = {

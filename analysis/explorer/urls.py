@@ -22,6 +22,8 @@ class Urls:
     suffix: str = ""
     top: str = ""
     """What stands before the root of the first run: nothing on a server, the way up in an export."""
+    pictures: str = ""
+    """`ExploredRun.pictures_version`; empty for none, and in an export."""
 
     @property
     def is_export(self) -> bool:
@@ -60,7 +62,12 @@ class Urls:
 
     def thumbnail(self, row: int) -> str:
         """Of the thumbnail of a row's image."""
-        return f"{self.root}/t/{row}" + (".webp" if self.is_export else "")
+        return f"{self.root}/t/{row}{self.thumbnail_end}"
+
+    @property
+    def thumbnail_end(self) -> str:
+        """What ends a thumbnail's address: on a server the store's version, so that a browser may keep pictures."""
+        return ".webp" if self.is_export else f"?of={self.pictures}" if self.pictures else ""
 
     def data(self, path: str) -> str:
         """Of what an endpoint gives."""

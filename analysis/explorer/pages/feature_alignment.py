@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ....store.errors import StoreError
 from ....train.run_dir import WEIGHTS
-from ...stored_alignment import ALIGNMENT_JSON, StoredAlignment, open_alignment
+from ...stored_alignment import ALIGNMENT_JSON, StoredAlignment
+from ..alignments import opened_alignment
 from ..neuron_columns import KINDS
 from ..page import Query, Unavailable
 from ..runs import ExploredRun
@@ -144,7 +145,7 @@ def _alignment(run: ExploredRun) -> _InMemory | None:
             _stored[run] = None
             if (run.path / ALIGNMENT_JSON).exists():
                 try:
-                    opened = open_alignment(run.path)
+                    opened = opened_alignment(run.path)
                     if opened.summary["sae_sha256"] == run.summary["sae_sha256"]:
                         _stored[run] = _InMemory(opened)
                     else:

@@ -1,6 +1,6 @@
 // Addresses of this explorer and what it answers; the one place that knows whether pages come from a server or lie in a folder.
 
-const { root, suffix } = document.documentElement.dataset;
+const { root, suffix, thumbnail: thumbnailEnd } = document.documentElement.dataset;
 
 export const isExport = suffix !== "";
 
@@ -19,7 +19,7 @@ export const url = {
   image: (row) => has("rows", row) ? `${root}/i/${row}${suffix}` : null,
   label: (label) => has("labels", label) ? `${root}/c/${label}${suffix}` : null,
   neuron: (neuron) => has("neurons", neuron) ? `${root}/neurons/${neuron}${suffix}` : null,
-  thumbnail: (row) => `${root}/t/${row}${isExport ? ".webp" : ""}`,
+  thumbnail: (row) => `${root}/t/${row}${thumbnailEnd}`,
   data: (path) => `${root}/${path}`,
 };
 

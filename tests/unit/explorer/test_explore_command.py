@@ -97,6 +97,14 @@ def test_no_port_at_all_is_one_line(run_path, monkeypatch):
         (["--port", "70000"], 2, "--port must be 0 to 65535, not 70000"),
         (["--port", "-1"], 2, "--port must be 0 to 65535, not -1"),
         (["--port", "x"], 2, "is not a valid integer"),
+        (
+            ["--allow-host", "http://lab"],
+            2,
+            "a name or an address alone, without http://, port or path, not 'http://lab'",
+        ),
+        (["--allow-host", "lab:8421"], 2, "not 'lab:8421'"),
+        (["--allow-host", "*"], 2, "not '*'"),
+        (["--allow-host", ""], 2, "not ''"),
     ],
 )
 def test_an_address_that_cannot_be_is_refused(run_path, options, status, said):

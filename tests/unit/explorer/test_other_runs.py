@@ -139,3 +139,39 @@ def test_statistics_of_a_dense_matrix_are_no_run(made, tmp_path):
     with pytest.raises(Exception, match="is not a run directory") as refused:
         Explorer([tmp_path / "dense"])
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("stats.zarr/cofiring/feature/c/0/0", b"rubbish"),
+        ("stats.zarr/labels/indptr/zarr.json", b'{"shape"'),
+        ("features.zarr/indptr/c/0", b"rubbish"),
+        ("features.zarr/rows/label/zarr.json", b"\xff"),
+        ("metrics.jsonl", None),
+        ("evaluate.json", None),
+        ("alignment.json", None),
+        ("alignment.json", b"[]"),
+    ],
+)
+def test_a_damaged_file_takes_no_more_than_the_pages_that_need_it(made, tmp_path, name, content):
+    path, _ = copied(made, tmp_path)
+    damaged = path / name
+    damaged.unlink(missing_ok=True)
+    if content is None:
+        damaged.mkdir()  # a folder in its place
+    else:
+        damaged.write_bytes(content)
+    found = asked(path)
+    assert (found["/t/5"], found["/upload"]) == (200, 200)
+    Explorer([path]).runs[0].preload()  # in a thread of its own, where a failure would be a traceback
+
+
+def test_browsers_keep_a_thumbnail_only_under_the_version_of_its_store(run, client):
+    """Another run may be shown at the same address tomorrow, and its row 0 is another image."""
+    page = client.get("/f/5").text
+    address = f"/t/{run.stored.statistics.top_row[5, 0]}?of={run.pictures_version}"
+    assert f'src="{address}"' in page
+    assert "immutable" in client.get(address).headers["cache-control"]
+    for other in ("/t/0", "/t/0?of=", "/t/0?of=000000000000"):
+        assert client.get(other).headers["cache-control"] == "no-cache"
