@@ -133,7 +133,7 @@ class Feature:
         return self._view.partners
 
     def nearest(self, by: str = "decoder") -> "list[Neighbour]":
-        """Features with the most similar `decoder` or `encoder` vector: `feature`, `cosine`."""
+        """Features with the nearest row of W_dec (`decoder`) or column of W_enc (`encoder`): `feature`, `cosine`."""
         if by not in ("decoder", "encoder"):
             raise ValueError(f"by must be decoder or encoder; got {by!r}")
         if "nearest" in self._view.absent:

@@ -94,9 +94,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{float(shown):,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}" if value else "0"
 
 
+_MOST_DIGITS = 15  # that float64 holds of any decimal number
+
+
 def percent(share: float | None, digits: int = 2) -> str:
-    """A share as per cent, with so many significant digits."""
-    return "–" if share is None or not math.isfinite(share) else f"{number(100 * share, digits)} %"
+    """A share as per cent, with so many significant digits; more where a share below 1 would be rounded to 100 %."""
+    if share is None or not math.isfinite(share):
+        return "–"
+    while share < 1 and float(f"{100 * share:.{digits}g}") >= 100 and digits < _MOST_DIGITS:
+        digits += 1
+    return f"{number(100 * share, digits)} %"
 
 
 _AS_THEY_ARE = frozenset((int, str, bool, type(None)))

@@ -42,7 +42,7 @@ class ByChance:
     mean: float
     sd: float
     p: float
-    """Share of draws with an entropy as low."""
+    """(1 + draws with an entropy as low or lower) / (1 + draws)."""
     n_draws: int
 
 

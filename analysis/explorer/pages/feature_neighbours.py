@@ -30,7 +30,7 @@ class Neighbour:
 
 
 def nearest_by(run: ExploredRun, feature: int, side: str) -> list[Neighbour]:
-    """The features whose `decoder` or `encoder` directions have the largest cosine with this one's."""
+    """The features whose rows of W_dec (`decoder`) or columns of W_enc (`encoder`) are nearest to its own by cosine."""
     found, cosine = (run.array(f"nearest/{side}_{what}")[feature] for what in ("feature", "cosine"))
     is_one = found >= 0
     rows, sensitive = _rows(run, found[is_one]), run.annotations.sensitive

@@ -37,7 +37,7 @@ _HEADS = {
     ),
     "cosine": (
         "Neuron",
-        "largest cosine of the encoder direction with the output vector of a neuron of the block's MLP",
+        "largest cosine of the encoder vector with a neuron's output vector; the largest absolute one with attention's",
     ),
     "score": ("Match", "how well the feature matches the phrase, by the text tower"),
 }

@@ -65,6 +65,7 @@ class Group:
     share: float
     is_part: bool
     n_strongest: int
+    """Rows of the class that belong to it: on which it, or what doubles it, is the strongest of all parts."""
     doubles: list[int]
     row: int
     """A picture of it; -1 for none."""
@@ -310,7 +311,7 @@ def _groups(run: ExploredRun, label: int, n_rows: int) -> list[Group]:
             n_rows=part.n_class,
             share=part.n_class / max(1, n_rows),
             is_part=part.is_part,
-            n_strongest=part.n_strongest,
+            n_strongest=part.n_strongest + sum(each.n_strongest for each in doubles),
             doubles=[each.feature for each in doubles],
             row=int(top[part.feature, 0]) if run.has_thumbnails else -1,
             sensitive=run.annotations.is_sensitive(part.feature),

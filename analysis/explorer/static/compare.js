@@ -3,6 +3,7 @@
 import { has, inlined, isExport, load, loadBytes, number } from "./api.js";
 import { histogram } from "./plots.js";
 import { Scatter } from "./scatter.js";
+import { percent } from "./shares.js";
 
 const data = inlined("compare-data");
 const waiting = document.getElementById("waiting");
@@ -20,13 +21,12 @@ async function wait() {
 
 // Bin i of a run's counts holds best cosines above i / 100 up to (i + 1) / 100.
 function showShares() {
-  const percent = Number(document.getElementById("threshold").value);
-  document.getElementById("threshold-text").textContent = (percent / 100).toFixed(2);
+  const level = Number(document.getElementById("threshold").value);
+  document.getElementById("threshold-text").textContent = (level / 100).toFixed(2);
   ["a", "b"].forEach((name, i) => {
     const sum = (counts) => counts.reduce((total, count) => total + count, 0);
     const all = sum(data.counts[i]);
-    const share = all === 0 ? "–" : `${number((100 * sum(data.counts[i].slice(percent))) / all)} %`;
-    document.getElementById(`recovered-${name}`).textContent = share;
+    document.getElementById(`recovered-${name}`).textContent = percent(sum(data.counts[i].slice(level)) / all, 3);
   });
 }
 

@@ -2,10 +2,10 @@
 
 import { grid, inlined, load, make, number, url } from "./api.js";
 import { histogram, lines } from "./plots.js";
+import { percent } from "./shares.js";
 
 const feature = inlined("feature");
 const at = (id) => document.getElementById(id);
-const percent = (share) => `${number(100 * share, 2)} %`;
 
 // Tabs: the chosen group stands in the address, so that a link shows the same.
 function choose(group, isKept) {

@@ -2,6 +2,7 @@
 
 import { inlined, isExport, load, make, number, url } from "./api.js";
 import { listed } from "./features_local.js";
+import { percent } from "./shares.js";
 import { setList } from "./shell.js";
 
 const TYPING_MS = 180;
@@ -42,13 +43,13 @@ function exact(value, digits = 3) {
   return Number(value.toPrecision(digits)).toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
 }
 
+const share = (value) => percent(value, 2, exact);
 const fixed = (value) => (value === null ? "–" : value.toFixed(2));
-const percent = (share) => (share === null ? "–" : `${exact(100 * share, 2)} %`);
 const cells = {
   density: (row) => [fixed(row.density)],
   mean_top: (row) => [exact(row.mean_top)],
   max: (row) => [exact(row.max)],
-  entropy: (row) => [fixed(row.entropy), " ", make("span", { class: "soft" }, `(${row.n_labelled})`)],
+  entropy: (row) => [exact(row.entropy), " ", make("span", { class: "soft" }, `(${row.n_labelled})`)],
   monosemanticity: (row) => [exact(row.monosemanticity)],
   cosine: (row) => [exact(row.cosine)],
   score: (row) => [exact(row.score)],
@@ -65,7 +66,7 @@ function line(row, keys) {
   ];
   if (keys.includes("name")) made.push(make("td", { class: "name" }, row.name));
   made.push(make("td", { class: "label" }, ...(row.label < 0 ? []
-    : [make("a", { href: url.label(row.label) }, row.label_name), " ", make("span", { class: "soft" }, percent(row.share))])));
+    : [make("a", { href: url.label(row.label) }, row.label_name), " ", make("span", { class: "soft" }, share(row.share))])));
   for (const key of keys) if (cells[key]) made.push(make("td", { class: `n ${key}` }, ...cells[key](row)));
   made.push(make("td", { class: "tags" }, ...row.tags.flatMap((tag) => [
     make("a", { class: "badge", href: url.page("features", `?set=all&tag=${encodeURIComponent(tag)}`) }, tag), " "])));

@@ -1,6 +1,7 @@
 // The list of MLP neurons, sorted and paged in the browser: in an export there is nobody else to do it.
 
 import { grid, inlined, load, make, number, url } from "./api.js";
+import { percent } from "./shares.js";
 
 const view = inlined("neurons-view");
 const form = document.getElementById("sorting");
@@ -22,10 +23,6 @@ function sorted(sort) {
   const all = Array.from({ length: view.n_units }, (_, unit) => unit);
   if (values.length === 0) return all;
   return all.sort((a, b) => (values[a] === null) - (values[b] === null) || values[a] - values[b] || a - b);
-}
-
-function percent(share) {
-  return `${number(100 * share, 2)} %`;
 }
 
 function row(unit) {

@@ -2,6 +2,7 @@
 
 import { grid, load, make, number, post } from "./api.js";
 import { chances, firing } from "./firings.js";
+import { chance } from "./shares.js";
 
 const byId = (id) => document.getElementById(id);
 const drop = byId("drop"), list = byId("firings"), status = byId("status");
@@ -67,7 +68,7 @@ function showChances(zeroShot, problem = "") {
   if (zeroShot === null) return;
   const last = ({ chances: each }) => each[each.length === 3 ? 2 : 0]; // with the changes, where there are some
   const likeliest = [...zeroShot.classes].sort((a, b) => last(b) - last(a)).slice(0, 3);
-  byId("now").textContent = `CLIP says: ${likeliest.map((each) => `${each.name} ${(100 * last(each)).toFixed(1)} %`).join(", ")}`;
+  byId("now").textContent = `CLIP says: ${likeliest.map((each) => `${each.name} ${chance(last(each))}`).join(", ")}`;
 }
 
 function showFeatures(features, canEdit, total) {

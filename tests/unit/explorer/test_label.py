@@ -114,6 +114,18 @@ def test_structure_and_related_classes_are_what_classes_found(classed: ExploredR
     }
 
 
+def test_a_part_has_the_rows_of_its_doubles_too(classed: ExploredRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row belongs to the part with the strongest activation on it: 4 to feature 1, 3 to 2 that doubles it."""
+    parts = [
+        Part(1, 9, 1, -1, is_part=True, n_strongest=4),
+        Part(2, 8, 1, -1, is_part=True, n_strongest=3),
+        Part(3, 5, 3, -1, is_part=True, n_strongest=2),
+    ]
+    monkeypatch.setattr(classed, "class_tables", replace(classed.class_tables, parts={5: parts}))
+    found = at(classed, 5).groups
+    assert [(group.feature, group.doubles, group.n_strongest) for group in found] == [(1, [2], 7), (3, [], 2)]
+
+
 def test_a_tree_of_groups_goes_from_the_widest_down() -> None:
     def part(feature: int, n: int, leader: int, inside: int = -1) -> Part:
         return Part(feature, n, leader, inside, is_part=True, n_strongest=0)
