@@ -177,5 +177,7 @@ async def _failed(explorer: Explorer, run: ExploredRun, request: "Request", erro
     from starlette.responses import Response
 
     assert isinstance(error, PageError)
+    if request.url.path.endswith(".json"):  # programs ask for these
+        return Response(to_json({"error": str(error)}), error.status, media_type="application/json")
     urls = Urls(static_root=_static_root())
     return Response(render_error(explorer, run, error, urls), error.status, media_type="text/html")

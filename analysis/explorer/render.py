@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
+from http import HTTPStatus
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -51,7 +52,8 @@ def render_page(explorer: Explorer, run: ExploredRun, page: Page, view: Any, url
 
 def render_error(explorer: Explorer, run: ExploredRun, error: PageError, urls: Urls) -> bytes:
     """What a visitor reads where there is no page."""
-    return _render("error.html", explorer, run, "error", urls, message=str(error), status=error.status)
+    reason = HTTPStatus(error.status).phrase.capitalize()
+    return _render("error.html", explorer, run, "error", urls, message=str(error), status=error.status, reason=reason)
 
 
 def render_alone(template: str, **values: Any) -> str:

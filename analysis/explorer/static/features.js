@@ -84,7 +84,7 @@ function show(view) {
   table.tHead.rows[0].replaceChildren(...heads, make("th", { scope: "col" }, "Tags"));
   if (focused) table.querySelector(`[data-sort="${focused}"]`)?.focus();
   table.tBodies[0].replaceChildren(...view.rows.map((row) => line(row, keys)));
-  document.getElementById("count").textContent = `${number(view.total)} features`;
+  document.getElementById("count").textContent = `${number(view.total)} ${view.total === 1 ? "feature" : "features"}`;
   document.getElementById("none").hidden = view.total > 0;
   const message = document.getElementById("message");
   message.textContent = view.message ?? "";
@@ -158,8 +158,7 @@ document.getElementById("main").addEventListener("click", (event) => {
 });
 window.addEventListener("popstate", () => { fill(location.search); update(location.search); });
 
-if (isExport && location.search !== "") {
+if (isExport) { // the page as written lists all features, the table those that have pages
   fill(location.search);
   update(location.search);
-} else if (isExport) load("features/table.json").then((found) => setList(listed(found, inlined("columns"), "").ids));
-else keepList(location.search, null);
+} else keepList(location.search, null);

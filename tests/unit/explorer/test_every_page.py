@@ -147,3 +147,21 @@ def test_a_body_that_is_rubbish_is_refused(two, end, body):
     answer = two.post(address_of(end.path), content=body)
     assert 400 <= answer.status_code < 500 or answer.status_code in (200, 503)
     assert "Traceback" not in answer.text
+
+
+def test_a_json_address_that_is_no_page_says_so_as_json(two):
+    answer = two.get("/nothing.json")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/json")
+    assert answer.json() == {"error": "There is no such page."}
+
+
+def test_the_titles_of_pages_name_the_run(two):
+    for root, name in (("", "run"), ("/runs/run-2", "run-2")):
+        for address, title in (
+            ("/", "Overview"),
+            ("/f/3", "Feature 3"),
+            ("/atlas", "Atlas"),
+            ("/notes", "Tags and notes"),
+        ):
+            assert f"<title>{title} · {name} · Thresher</title>" in two.get(root + address).text
+    assert "<title>Not found · run · Thresher</title>" in two.get("/nothing").text
