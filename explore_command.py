@@ -39,8 +39,12 @@ def explore(
         if of_server:
             raise click.UsageError(f"--{next(iter(of_server)).replace('_', '-')} is of a server: leave out --export.")
         from .analysis.explorer.export import export_site
+        from .analysis.explorer.page import PageError
 
-        export_site(runs, export_dir, ExportOptions(**of_export), reporter)
+        try:
+            export_site(runs, export_dir, ExportOptions(**of_export), reporter)
+        except PageError as error:  # damaged files that more than a page needs
+            raise click.ClickException(str(error)) from error
         return
     if of_export:
         raise click.UsageError(

@@ -128,6 +128,17 @@ def test_what_is_no_run_is_refused(run_path, tmp_path):
     assert refused()[0] == 2
 
 
+def test_an_export_of_damaged_statistics_is_one_line(run_path, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run_path, copy)
+    (copy / "stats.zarr" / "labels" / "indptr" / "zarr.json").write_bytes(b"rubbish")
+    status, said = refused(copy, "--export", tmp_path / "site", "--features", "1,2", "--rounds", "0")
+    assert status == 1
+    assert "Error: The statistics are damaged, labels" in said
+    assert said.endswith("run `thresher stats --overwrite`.")
+    assert not (tmp_path / "site").exists()
+
+
 def test_without_the_extra_it_says_how_to_have_it(run_path, monkeypatch):
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "uvicorn" else object())
     assert refused(run_path) == (1, "Error: explore needs uvicorn: pip install 'thresher[explorer]'.")
