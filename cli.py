@@ -48,7 +48,7 @@ def main() -> None:
     thresher sweep RUN               the several, beside each other
     thresher encode RUN              its feature activations on the store
     thresher stats RUN               every number and figure
-    thresher embed RUN               the tower's embeddings of its images, for stats
+    thresher embed RUN               the tower's embeddings of its images
     thresher classes RUN [LABEL]     what its features know of each class
     thresher evaluate RUN IMAGES     what it costs the tower on held-out images
     thresher align RUN               its features beside the tower's neurons

@@ -24,7 +24,7 @@ from .progress import ConsoleReporter
 def explore(
     context: click.Context, runs: tuple[Path, ...], export_dir: Path | None, no_browser: bool, quiet: bool, **_: Any
 ) -> None:
-    """Browse the features of one or more RUNs in a web page on this machine.
+    """Browse the features of one or more RUNs in the browser.
 
     A run needs `thresher stats` first. Several runs of one store can be compared. Ctrl-C ends it.
 
