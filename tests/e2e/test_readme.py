@@ -38,7 +38,7 @@ def test_the_command_line_takes_it(line):
 
 def test_the_two_commands_of_the_first_screen_are_there():
     first_screen = README[: README.index("## ")]
-    assert "pip install . && .venv/bin/thresher quickstart" in first_screen
+    assert "pip install '.[explorer]' && .venv/bin/thresher quickstart" in first_screen
     assert re.search(
         r"^python3 -m venv .venv && .venv/bin/pip install -e '.\[test\]' && .venv/bin/pytest$", first_screen, re.M
     )
