@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def embed(context: click.Context, run: Path, images: tuple[str, ...], as_json: bool, quiet: bool, **_: Any) -> None:
     """Write the tower's embeddings of RUN's images.
 
-    RUN/embeddings.npy holds one embedding a row of the store. `thresher stats` then scores how alike the images are on
+    RUN/embeddings.npy holds one embedding a row of the store. `stats` then scores how alike the images are on
     which each feature fires. IMAGES is where they are now, if they were moved. A stopped embed goes on where it was.
 
     \b

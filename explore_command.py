@@ -26,7 +26,7 @@ def explore(
 ) -> None:
     """Browse the features of one or more RUNs in the browser.
 
-    A run needs `thresher stats` first. Several runs of one store can be compared. Ctrl-C ends it.
+    A run needs `thresher stats RUN` first. Several runs of one store can be compared. Ctrl-C ends it.
 
     \b
     Example: thresher explore run-1
