@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.manifold import trustworthiness
 from thresher.analysis.explorer.layout import fuzzy_weights, lay_out, neighbour_graph, principal_components
 
 _DIGEST = """
@@ -58,10 +59,9 @@ def test_neighbours_are_kept_far_better_than_by_principal_components() -> None:
 
 
 def test_trustworthiness_here_is_that_of_scikit_learn() -> None:
-    manifold = pytest.importorskip("sklearn.manifold")
     directions, _ = _clusters(5, 30, 16, 1.0)
     places = np.random.default_rng(2).normal(size=(150, 2))
-    expected = manifold.trustworthiness(directions, places, n_neighbors=10, metric="cosine")
+    expected = trustworthiness(directions, places, n_neighbors=10, metric="cosine")
     assert _trustworthiness(directions, places, 10) == pytest.approx(expected, abs=1e-9)
 
 
