@@ -1,8 +1,8 @@
 """Names of features, as `RUN/names.tsv` holds them.
 
-One line a feature below the header `feature`, `name`, `score`, `method`, in any order, parted by tabs; other columns
-are passed over. People edit such files, and receive them from others: a line that makes no sense is left out, and
-counted.
+One line a feature below a header, in any order, parted by tabs; `feature` and `name` must be among its columns, others
+than those of `Name` are passed over. People edit such files, and receive them from others: a line that makes no sense is
+left out, and counted.
 """
 
 import math
@@ -11,22 +11,52 @@ from pathlib import Path
 
 NAMES_TSV = "names.tsv"
 LONGEST_NAME = 200
+MOST_ALTERNATIVES = 8
 MOST_BYTES = 256 << 20
+NAMED, UNNAMED, UNTESTED = STATUSES = ("named", "unnamed", "untested")
+_NUMBERS = (
+    "score",
+    "auroc",
+    "balanced_accuracy",
+    "ablation_z",
+    "ablation_percentile",
+    "sufficiency_z",
+    "n_naming",
+    "n_scoring",
+    "p_value",
+    "q_value",
+)
 
 
 @dataclass(frozen=True)
 class Name:
-    """What a feature is called."""
+    """What a line says of a feature; numbers are None where the file gives none."""
 
     name: str
+    """The phrase that fits best; what the feature is called only where `status` is `named`."""
     score: float | None
-    """How well the name fits, by the method's own measure; None where the file gives none."""
+    """How well the name fits, 0 to 1."""
     method: str
     """How the name was found."""
+    status: str = NAMED
+    """One of `STATUSES`; of a file without that column, named."""
+    auroc: float | None = None
+    balanced_accuracy: float | None = None
+    ablation_z: float | None = None
+    ablation_percentile: float | None = None
+    sufficiency_z: float | None = None
+    n_naming: float | None = None
+    """Rows that the name was found on."""
+    n_scoring: float | None = None
+    """Rows that its score is over."""
+    p_value: float | None = None
+    q_value: float | None = None
+    alternatives: tuple[str, ...] = ()
+    """The next best phrases."""
 
 
 def read_names(run_path: Path, d_sae: int) -> tuple[dict[int, Name], str | None]:
-    """Names by feature, ascending; and what a visitor must know of the file, None where all is well.
+    """What is said of features, ascending; and what a visitor must know of the file, None where all is well.
 
     Parameters
     ----------
@@ -47,7 +77,11 @@ def read_names(run_path: Path, d_sae: int) -> tuple[dict[int, Name], str | None]
     header = [cell.strip() for cell in lines[0].lstrip("\ufeff").split("\t")]
     if "feature" not in header or "name" not in header:
         return {}, f"{NAMES_TSV} is not read: its first line must name the columns feature and name, parted by a tab."
-    place = {column: header.index(column) for column in ("feature", "name", "score", "method") if column in header}
+    place = {
+        column: header.index(column)
+        for column in ("feature", "name", "method", "status", "alternatives", *_NUMBERS)
+        if column in header
+    }
     found: dict[int, Name] = {}
     n_left_out = 0
     for line in lines[1:]:
@@ -55,13 +89,20 @@ def read_names(run_path: Path, d_sae: int) -> tuple[dict[int, Name], str | None]
             continue
         cells = line.split("\t")
         values = {column: cells[at].strip() for column, at in place.items() if at < len(cells)}
-        feature, name = values.get("feature", ""), printable(values.get("name", ""))[:LONGEST_NAME]
+        feature, name = values.get("feature", ""), _short(values.get("name", ""))
+        status = values.get("status", NAMED)
         is_one = feature.isascii() and feature.isdigit() and len(feature) <= 9 and int(feature) < d_sae
-        if not is_one or int(feature) in found:
+        if not is_one or int(feature) in found or status not in STATUSES:
             n_left_out += 1
-        elif name:
-            score, method = _score(values.get("score", "")), printable(values.get("method", ""))[:LONGEST_NAME]
-            found[int(feature)] = Name(name, score, method)
+        elif name or status != NAMED:
+            others = values.get("alternatives", "")[: (MOST_ALTERNATIVES + 1) * LONGEST_NAME].split(";")
+            found[int(feature)] = Name(
+                name=name,
+                method=_short(values.get("method", "")),
+                status=status,
+                alternatives=tuple(filter(None, map(_short, others)))[:MOST_ALTERNATIVES],
+                **{column: _number(values.get(column, "")) for column in _NUMBERS},
+            )
     problem = f"{n_left_out:,} lines of {NAMES_TSV} are left out: they name no feature of this run, or one again."
     return dict(sorted(found.items())), problem if n_left_out else None
 
@@ -72,9 +113,14 @@ def printable(text: str) -> str:
     return " ".join(kept.split())
 
 
-def _score(text: str) -> float | None:
+def _short(text: str) -> str:
+    """As it may be shown; of a very long one only the beginning is looked at."""
+    return printable(text[: 4 * LONGEST_NAME])[:LONGEST_NAME]
+
+
+def _number(text: str) -> float | None:
     try:
-        score = float(text)
+        found = float(text)
     except ValueError:
         return None
-    return score if math.isfinite(score) else None
+    return found if math.isfinite(found) else None

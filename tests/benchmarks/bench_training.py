@@ -104,10 +104,7 @@ def main() -> None:
             for name, members in (("one SAE", [options]), ("four SAEs, one sweep", sweep)):
                 whole, steps = whole_seconds(members, store, Path(work) / name)
                 found[name].append((bare_seconds(members, store, Path(work) / name), whole, steps))
-    print(
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}; {a.rounds} rounds of",
-        end="",
-    )
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
     print(f"{a.rounds} rounds of {a.steps} steps of {a.batch:,} rows, {a.d_sae:,} features\n")
     print("| training | bare steps, s | steps with reading, s | bare / steps | whole command, s | bare / whole |")
     print("| --- | --- | --- | --- | --- | --- |")
