@@ -21,7 +21,7 @@ _CHANCE = {"isotropic": "isotropic chance", "covariance": "chance of their covar
 @click.argument("run", type=FolderPath())
 @options_of(AlignOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr; warnings still.")
 @click.pass_context
 @edge
 def align(context: click.Context, run: Path, as_json: bool, quiet: bool, **_: Any) -> None:

@@ -20,7 +20,7 @@ _BEST_SHOWN = 10
 @click.argument("csv", metavar="CSV", type=click.Path(path_type=Path))
 @options_of(AttributesOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr; warnings still.")
 @click.pass_context
 @edge
 def attributes(context: click.Context, run: Path, csv: Path, as_json: bool, quiet: bool, **_: Any) -> None:

@@ -15,7 +15,7 @@ from .progress import ConsoleReporter
 @click.argument("label", required=False)
 @options_of(ClassesOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr; warnings still.")
 @click.pass_context
 @edge
 def classes(context: click.Context, run: Path, label: str | None, as_json: bool, quiet: bool, **_: Any) -> None:

@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _PATH = FolderPath()
 _PATH_OR_URL = StorePlace()
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
-_quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+_quiet = click.option("--quiet", is_flag=True, help="No progress on stderr; warnings still.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -213,7 +213,7 @@ def edge(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, debug: bool, **kwargs: Any) -> Any:
         try:
             os.getcwd()  # where it is gone, torch's libraries end the process as they load
-            with _sigterm_as_interrupt(), notices(quiet=bool(kwargs.get("quiet"))):
+            with _sigterm_as_interrupt(), notices():
                 return function(*args, **kwargs)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, metavar="[IMAGES...]", type=StorePlace())
 @options_of(EmbedOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr; warnings still.")
 @click.pass_context
 @edge
 def embed(context: click.Context, run: Path, images: tuple[str, ...], as_json: bool, quiet: bool, **_: Any) -> None:

@@ -50,12 +50,16 @@ class _SilentTask:
 
 
 class ConsoleReporter(Reporter):
-    """Speaks to stderr, by rich where that is a terminal, by a plain line every ten seconds where it is not."""
+    """Speaks to stderr, by rich where that is a terminal, by a plain line every ten seconds where it is not.
+
+    Where `quiet`, it warns and is silent otherwise.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
 
         self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self._warnings = Console(stderr=True, highlight=False, soft_wrap=True) if quiet else self._console
 
     def say(self, text: str) -> None:
         """Tell one line."""
@@ -63,7 +67,7 @@ class ConsoleReporter(Reporter):
 
     def warn(self, text: str) -> None:
         """Tell one line that the user should act on."""
-        self._console.print(f"warning: {printable(text)}", style="yellow", markup=False)
+        self._warnings.print(f"warning: {printable(text)}", style="yellow", markup=False)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, *, done: int = 0) -> Iterator[Task]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.argument("run", type=FolderPath())
 @click.option("--overwrite", is_flag=True, help="Replace the report that the run already has.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@click.option("--quiet", is_flag=True, help="No progress on stderr; warnings still.")
 @edge
 def report(run: Path, overwrite: bool, as_json: bool, quiet: bool) -> None:
     """Write all that is known of RUN to one HTML page.

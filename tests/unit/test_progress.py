@@ -92,3 +92,12 @@ def test_elsewhere_every_ten_seconds_a_line_and_the_rows_below_it(monkeypatch):
 
 def test_control_characters_of_a_name_do_not_reach_the_terminal():
     assert not any("\x1b]" in line for line in live(1, height=24, run="a\x1b]0;b"))
+
+
+def test_quiet_hides_progress_and_keeps_warnings(capfd):
+    reporter = ConsoleReporter(quiet=True)
+    reporter.say("where it is")
+    with reporter.task("train", 10, "rows") as task:
+        task.advance(10)
+    reporter.warn("features die")
+    assert capfd.readouterr().err == "warning: features die\n"
