@@ -1,0 +1,169 @@
+"""The images of a run's rows: as pixels, and as unit embeddings of its tower, each embedded once.
+
+Shapes: N rows of the store, k rows asked for, e the length of an embedding.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...harvest.continuation import embed_images
+from ...harvest.images import ImageSet
+from ...harvest.recorded import Source, recorded_images
+from ...harvest.vision import Tower
+from ...progress import Reporter
+from ...store.errors import StoreError
+from ...store.reader import ActivationStore
+from ..embed import embeddings_of
+from ..evaluation_images import decoded
+from .split import images_of
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class RowPictures:
+    """Images of rows, opened where they are first asked for; a context manager.
+
+    Parameters
+    ----------
+    run_path
+        Whose `embeddings.npy`, where `embed` made it of this store, is read; else embeddings of the rows asked for are
+        kept below `naming/`.
+    tower
+        The store's, on the device where images are embedded.
+    source
+        Where the images are now; by default where they were harvested from.
+    workers
+        Decoding processes; by default as many as a harvest takes.
+
+    Raises
+    ------
+    StoreError
+        When the store holds several rows an image.
+    """
+
+    def __init__(
+        self,
+        run_path: Path,
+        store: ActivationStore,
+        tower: Tower,
+        source: Source | None = None,
+        *,
+        batch_size: int = 64,
+        workers: int | None = None,
+        reporter: Reporter | None = None,
+    ) -> None:
+        if store.tokens_per_image != 1:
+            raise StoreError(
+                f"{store.url} holds {store.tokens_per_image} rows an image, and names are of images as a whole: name "
+                "the features of a run on a store of --token cls or mean."
+            )
+        self.store, self.tower = store, tower
+        self._source, self._batch_size, self._workers = source, batch_size, workers
+        self._reporter = reporter or Reporter()
+        self._images: dict[int, ImageSet] = {}
+        self._opened = ExitStack()
+        whole = embeddings_of(run_path, store.fingerprint)
+        self._is_whole = whole is not None
+        self._known: Floats = np.load(whole, mmap_mode="r") if whole is not None else self._kept(run_path / "naming")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def batches(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
+        """Some rows' images as the tower takes them, a batch at a time; one that cannot be read is left out.
+
+        Parameters
+        ----------
+        rows
+            `(k,)`; batches are shorter where rows are of several parts.
+
+        Yields
+        ------
+        places
+            `(b,)`: which of the rows.
+        pixels
+            `(b, height, width, 3)` uint8, on the CPU; `tower.normalise` makes the tower's input of them.
+
+        Raises
+        ------
+        ValueError, FileNotFoundError, StoreError
+            As `recorded_images`, where the images are not at hand.
+        """
+        edges = np.cumsum([0, *(part.n_rows for part in self.store.parts)])
+        firsts = np.cumsum([0, *(part.n_images for part in self.store.parts)])
+        number = np.searchsorted(edges, rows, side="right") - 1
+        for part in np.unique(number).tolist():
+            places = np.flatnonzero(number == part)
+            chosen = images_of(self.store, rows[places]) - firsts[part]
+            for found, pixels in decoded(
+                self.images(part), chosen, self.tower, batch_size=self._batch_size, workers=self._workers
+            ):
+                yield places[found], pixels
+
+    def pixels(self, rows: Ints) -> Tensor:
+        """`(k, height, width, 3)` uint8 of some rows, on the CPU; as `batches`, but one unreadable is a `StoreError`."""
+        found: Tensor | None = None
+        n_read = 0
+        for places, pixels in self.batches(rows):
+            if found is None:
+                found = pixels.new_zeros(len(rows), *pixels.shape[1:])
+            found[torch.from_numpy(places)] = pixels
+            n_read += len(places)
+        if found is None or n_read < len(rows):
+            raise StoreError(
+                f"{len(rows) - n_read:,} of {len(rows):,} images that were encoded cannot be read any more: name IMAGES."
+            )
+        return found
+
+    def embeddings(self, rows: Ints) -> Floats:
+        """Unit embeddings `(k, e)` of some rows' images; NaN where an image cannot be read. Raises as `batches`."""
+        if self._is_whole:
+            return np.array(self._known[rows], np.float32)
+        wanted = np.unique(rows)
+        there = np.asarray(self._known[wanted])
+        # a new file is all zeros, and of a write that a kill cut short a row is whole or not of norm 1
+        missing = wanted[~(np.isnan(there[:, 0]) | (np.abs(np.linalg.norm(there, axis=1) - 1) < 1e-3))]
+        if len(missing):
+            self._embed(missing)
+        return np.array(self._known[rows], np.float32)
+
+    def images(self, part: int = 0) -> ImageSet:
+        """The images that a part of the store was harvested from; its image numbers count them."""
+        if part not in self._images:
+            opened = recorded_images(self.store.parts[part].provenance, self._source)
+            self._images[part] = self._opened.enter_context(opened)
+        return self._images[part]
+
+    def _embed(self, rows: Ints) -> None:
+        """Embed rows that are not known; the file keeps them."""
+        found = np.full((len(rows), self._known.shape[1]), np.nan, np.float32)
+        with self._reporter.task("embedding images", len(rows), "images") as task:
+            for places, pixels in self.batches(rows):
+                found[places] = embed_images(self.tower, self.tower.normalise(pixels)).cpu().numpy()
+                task.advance(len(places))
+        self._known[rows] = found
+
+    def _kept(self, folder: Path) -> Floats:
+        """A file of all rows, of which the disk holds those that were written."""
+        of = f"{self.store.fingerprint} {self.tower.weights_sha256} {self.tower.precision}"
+        path = folder / f"images-{hashlib.sha256(of.encode()).hexdigest()[:16]}.npy"
+        shape = (self.store.n_rows, int(self.tower.visual.output_dim))  # type: ignore[arg-type]
+        folder.mkdir(exist_ok=True)
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.tmp")
+            np.lib.format.open_memmap(temporary, "w+", np.float32, shape).flush()
+            os.replace(temporary, path)
+        return np.lib.format.open_memmap(path, "r+")
