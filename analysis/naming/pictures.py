@@ -114,7 +114,7 @@ class RowPictures:
                 yield places[found], pixels
 
     def pixels(self, rows: Ints) -> Tensor:
-        """`(k, height, width, 3)` uint8 of some rows, on the CPU; as `batches`, but one unreadable is a `StoreError`."""
+        """`(k, height, width, 3)` uint8 of some rows, on the CPU; `StoreError` where one cannot be read."""
         found: Tensor | None = None
         n_read = 0
         for places, pixels in self.batches(rows):
@@ -124,7 +124,7 @@ class RowPictures:
             n_read += len(places)
         if found is None or n_read < len(rows):
             raise StoreError(
-                f"{len(rows) - n_read:,} of {len(rows):,} images that were encoded cannot be read any more: name IMAGES."
+                f"{len(rows) - n_read:,} of {len(rows):,} images that were encoded cannot be read now: name IMAGES."
             )
         return found
 
