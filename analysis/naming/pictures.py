@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -82,7 +81,7 @@ class RowPictures:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def batches(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
+    def pixels(self, rows: Ints) -> Iterator[tuple[Ints, Tensor]]:
         """Some rows' images as the tower takes them, a batch at a time; one that cannot be read is left out.
 
         Parameters
@@ -113,23 +112,8 @@ class RowPictures:
             ):
                 yield places[found], pixels
 
-    def pixels(self, rows: Ints) -> Tensor:
-        """`(k, height, width, 3)` uint8 of some rows, on the CPU; `StoreError` where one cannot be read."""
-        found: Tensor | None = None
-        n_read = 0
-        for places, pixels in self.batches(rows):
-            if found is None:
-                found = pixels.new_zeros(len(rows), *pixels.shape[1:])
-            found[torch.from_numpy(places)] = pixels
-            n_read += len(places)
-        if found is None or n_read < len(rows):
-            raise StoreError(
-                f"{len(rows) - n_read:,} of {len(rows):,} images that were encoded cannot be read now: name IMAGES."
-            )
-        return found
-
     def embeddings(self, rows: Ints) -> Floats:
-        """Unit embeddings `(k, e)` of some rows' images; NaN where an image cannot be read. Raises as `batches`."""
+        """Unit embeddings `(k, e)` of some rows' images; NaN where an image cannot be read. Raises as `pixels`."""
         if self._is_whole:
             return np.array(self._known[rows], np.float32)
         wanted = np.unique(rows)
@@ -151,7 +135,7 @@ class RowPictures:
         """Embed rows that are not known; the file keeps them."""
         found = np.full((len(rows), self._known.shape[1]), np.nan, np.float32)
         with self._reporter.task("embedding images", len(rows), "images") as task:
-            for places, pixels in self.batches(rows):
+            for places, pixels in self.pixels(rows):
                 found[places] = embed_images(self.tower, self.tower.normalise(pixels)).cpu().numpy()
                 task.advance(len(places))
         self._known[rows] = found
