@@ -56,7 +56,13 @@ class Name:
 
 
 def read_names(run_path: Path, d_sae: int) -> tuple[dict[int, Name], str | None]:
-    """What is said of features, ascending; and what a visitor must know of the file, None where all is well.
+    """Names of the named features, ascending; and what a visitor must know of the file. See `read_name_lines`."""
+    lines, problem = read_name_lines(run_path, d_sae)
+    return {feature: line for feature, line in lines.items() if line.status == NAMED}, problem
+
+
+def read_name_lines(run_path: Path, d_sae: int) -> tuple[dict[int, Name], str | None]:
+    """What is said of features, named or not, ascending; and what a visitor must know of the file, None for nothing.
 
     Parameters
     ----------
