@@ -24,9 +24,10 @@ from ..stored_statistics import StoredStatistics, are_of, open_statistics
 from .annotations import Annotations
 from .class_counts import ClassCounts
 from .class_tables import ClassTables, read_class_tables
+from .feature_names import FeatureNames
 from .label_index import LabelIndex
 from .listing import Listing
-from .names import Name, read_names
+from .names import read_name_lines
 from .page import NotHere, PageError, Unavailable
 
 if TYPE_CHECKING:
@@ -234,12 +235,12 @@ class ExploredRun:
             self.label_index  # noqa: B018
 
     @cached_property
-    def names(self) -> Mapping[int, Name]:
-        """Names of features, where names.tsv gives them; read once."""
-        names, problem = read_names(self.path, self.d_sae)
+    def names(self) -> FeatureNames:
+        """What features are called; names.tsv is read once."""
+        lines, problem = read_name_lines(self.path, self.d_sae)
         if problem is not None and problem not in self.notes:
             self.notes.append(problem)
-        return names
+        return FeatureNames(lines, self.annotations, self.d_sae)
 
     @cached_property
     def listing(self) -> Listing:
@@ -313,7 +314,7 @@ class ExploredRun:
         features = self.require_features()
         if features.n_rows <= _ROWS_IN_MEMORY:
             first, last = int(self.row_starts[row]), int(self.row_starts[row + 1])
-            index, value = features._read("index", first, last), features._read("value", first, last)
+            index, value = features.entries(first, last)
         else:
             _, index, value = features.rows(row, row + 1)
         order = np.lexsort((index, -value))

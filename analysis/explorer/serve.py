@@ -1,6 +1,7 @@
 """Serves the explorer on a port of this machine until it is stopped."""
 
 import errno
+import gc
 import logging
 import socket
 import threading
@@ -14,6 +15,7 @@ from ...progress import Reporter
 from ...store.errors import StoreError
 from .app import make_app
 from .options import ExploreOptions
+from .runs import ExploredRun
 from .security import OWN_NAMES
 from .several import Explorer
 
@@ -61,7 +63,7 @@ def explore(
             run.device = options.device
             for note in run.notes:
                 reporter.warn(note)
-            threading.Thread(target=run.preload, name=f"preload-{run.name}", daemon=True).start()
+        threading.Thread(target=_preload, args=(explorer.runs,), name="preload", daemon=True).start()
         host = options.host if options.host in OWN_NAMES else options.allow_host[0]
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
         announce(f"{', '.join(run.name for run in explorer.runs)}: open {address} (Ctrl-C ends it)")
@@ -72,6 +74,13 @@ def explore(
         server(app).run(sockets=[listening])
     finally:
         listening.close()
+
+
+def _preload(runs: Sequence[ExploredRun]) -> None:
+    """Read what pages need into memory."""
+    for run in runs:
+        run.preload()
+    gc.freeze()  # these hundred thousands of objects stay: to look through them held every visitor up for 150 ms
 
 
 def require_extra() -> None:

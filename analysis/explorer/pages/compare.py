@@ -216,10 +216,9 @@ def _correlation(matches: Matches, f: int, g: int) -> float:
 def _side(run: ExploredRun, feature: int) -> Side:
     s = run.stored.statistics
     top = zip(*(array[feature, :PICTURES].tolist() for array in (s.top_row, s.top_value, s.top_label)), strict=True)
-    named = run.names.get(feature)
     return Side(
         feature=feature,
-        name="" if named is None else named.name,
+        name=run.names.now().of(feature),
         density=float(run.density[feature]),
         label_entropy=float(s.label_entropy[feature]),
         is_uld=bool(run.is_uld[feature]),
@@ -284,7 +283,7 @@ def _each_feature(run: ExploredRun, chosen: Chosen) -> list[Query]:
 
 
 CHAPTER = Chapter(
-    pages=(Page("compare", "/compare", view), Page("compare", "/compare/{run}", view, is_slow=True)),
+    pages=(Page("compare", "/compare", view), Page("compare", "/compare/{run}", view)),
     endpoints=(
         Endpoint("/compare-points/{run}.bin", other_points, exports=_each_run),
         Endpoint("/compare-status/{run}.json", status),
