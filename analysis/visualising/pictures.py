@@ -1,0 +1,96 @@
+"""The pictures of a run on disk: `RUN/visualisations/*.webp`, and `pictures.json`, which says what they are.
+
+`<feature>.webp` is the seed that lasts best, `<feature>-<seed>.webp` each other one. Files are written first, then the
+record: a feature that the record has is done.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ...store.errors import DamagedStoreError
+from ...store.files import write_all_atomically, write_atomically
+
+PICTURES_JSON = "pictures.json"
+QUALITY = 95
+"""Of the WebP files: a third of lossless ones' size, and no activation moves by more than a hundredth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadePicture:
+    """The pictures of one feature."""
+
+    feature: int
+    seed: int
+    """Of the one that lasts best."""
+    activations: dict[int, float]
+    """By seed: the feature's activation on the picture, the least of that before and after mild damages."""
+    parametrisation: str
+    """`maco`, `fourier`, or either with `from image`."""
+    from_row: int | None
+    """Row of the image that the best one was begun with."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Every seed, the best one first."""
+        return (self.seed, *(seed for seed in self.activations if seed != self.seed))
+
+    def path(self, folder: Path, seed: int | None = None) -> Path:
+        """File of a seed's picture, by default of the best."""
+        is_best = seed is None or seed == self.seed
+        return folder / (f"{self.feature}.webp" if is_best else f"{self.feature}-{seed}.webp")
+
+
+def save_pictures(folder: Path, made: MadePicture, pixels: Mapping[int, NDArray[np.uint8]]) -> None:
+    """Write the pictures of a feature, `(H, W, 3)` by seed."""
+    write_all_atomically({made.path(folder, seed): [as_webp(each)] for seed, each in pixels.items()})
+
+
+def as_webp(pixels: NDArray[np.uint8]) -> bytes:
+    """The bytes of a picture's file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY, method=4)
+    return buffer.getvalue()
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture in RGB; `DamagedStoreError` where it is gone or cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DamagedStoreError(
+            f"{path} cannot be read as a picture ({error}): make it again with `thresher visualise --overwrite`."
+        ) from error
+
+
+def write_made(folder: Path, made: Iterable[MadePicture]) -> None:
+    """Write the record of what has been made, whole."""
+    document = {str(each.feature): asdict(each) for each in sorted(made, key=lambda each: each.feature)}
+    write_atomically(folder / PICTURES_JSON, json.dumps(document, indent=1).encode() + b"\n")
+
+
+def read_made(folder: Path) -> dict[int, MadePicture]:
+    """What has been made, by feature; `DamagedStoreError` where the record is no record."""
+    path = folder / PICTURES_JSON
+    try:
+        document: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
+        return {
+            int(feature): MadePicture(
+                **{**each, "activations": {int(seed): float(a) for seed, a in each["activations"].items()}}
+            )
+            for feature, each in document.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedStoreError(
+            f"{path} is damaged ({error}): make the pictures again with `thresher visualise --overwrite`."
+        ) from error
