@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from ...harvest.continuation import embed_images
 from ...harvest.images import ImageSet
@@ -20,10 +21,11 @@ from ...harvest.recorded import Source, recorded_images
 from ...harvest.vision import Tower
 from ...progress import Reporter
 from ...store.errors import StoreError
-from ...store.reader import ActivationStore
+from ...store.reader import ActivationArray, ActivationStore
 from ..embed import embeddings_of
 from ..evaluation_images import decoded
 from .split import images_of
+from .stream import pooled_embedding
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -41,6 +43,9 @@ class RowPictures:
         The store's, on the device where images are embedded.
     source
         Where the images are now; by default where they were harvested from.
+    stored
+        The store's vectors, where they are all that embeddings are made of: the class token after the last block.
+        Embeddings are then made of them, and no image is read.
     workers
         Decoding processes; by default as many as a harvest takes.
 
@@ -57,6 +62,7 @@ class RowPictures:
         tower: Tower,
         source: Source | None = None,
         *,
+        stored: ActivationArray | None = None,
         batch_size: int = 64,
         workers: int | None = None,
         reporter: Reporter | None = None,
@@ -72,6 +78,7 @@ class RowPictures:
         self._images: dict[int, ImageSet] = {}
         self._opened = ExitStack()
         whole = embeddings_of(run_path, store.fingerprint)
+        self.stored = stored
         self._is_whole = whole is not None
         self._known: Floats = np.load(whole, mmap_mode="r") if whole is not None else self._kept(run_path / "naming")
 
@@ -134,15 +141,28 @@ class RowPictures:
     def _embed(self, rows: Ints) -> None:
         """Embed rows that are not known; the file keeps them."""
         found = np.full((len(rows), self._known.shape[1]), np.nan, np.float32)
+        if self.stored is not None:
+            positions = self.store.positions_of(rows)
+            readable = positions >= 0
+            found[readable] = self._of_stored(self.stored, positions[readable])
+            self._known[rows] = found
+            return
         with self._reporter.task("embedding images", len(rows), "images") as task:
             for places, pixels in self.pixels(rows):
                 found[places] = embed_images(self.tower, self.tower.normalise(pixels)).cpu().numpy()
                 task.advance(len(places))
         self._known[rows] = found
 
+    def _of_stored(self, stored: ActivationArray, positions: Ints) -> Floats:
+        vectors = np.empty((len(positions), stored.d_in), stored.stored_dtype)
+        stored.read_runs(positions, np.ones_like(positions), vectors)
+        stream = stored.tensor(vectors).float().to(self.tower.device)[:, None]  # (k, 1, d): the class token alone
+        return normalize(pooled_embedding(self.tower, stream), dim=-1).cpu().numpy()
+
     def _kept(self, folder: Path) -> Floats:
         """A file of all rows, of which the disk holds those that were written."""
-        of = f"{self.store.fingerprint} {self.tower.weights_sha256} {self.tower.precision}"
+        how = "stored" if self.stored is not None else self.tower.precision
+        of = f"{self.store.fingerprint} {self.tower.weights_sha256} {how}"
         path = folder / f"images-{hashlib.sha256(of.encode()).hexdigest()[:16]}.npy"
         shape = (self.store.n_rows, int(self.tower.visual.output_dim))  # type: ignore[arg-type]
         folder.mkdir(exist_ok=True)

@@ -37,18 +37,20 @@ class NamingSplit:
         # the top bit: the hash of a row's image, or group, is even over 64 bits
         return (self._hash(rows) >> np.uint64(63)) == 0
 
-    def scoring_pool(self, n: int, valid: Callable[[Ints], NDArray[np.bool_]], seed: int = 0) -> Ints:
-        """At most `n` random valid rows of the scoring side, ascending: where images without a feature are drawn from.
+    def pool(self, n: int, valid: Callable[[Ints], NDArray[np.bool_]], *, naming: bool, seed: int = 0) -> Ints:
+        """At most `n` random valid rows of one side, ascending.
 
         Parameters
         ----------
         valid
             Gives `(k,)`, whether each row was encoded.
+        naming
+            Of the naming side, else of the scoring side.
         """
-        generator = np.random.default_rng([seed, 7])
-        # twice as many are expected on both sides as on one; 3 n leave room for chance and unreadable images
-        drawn = np.arange(self.n_rows) if self.n_rows <= 4 * n else _distinct(generator, self.n_rows, 3 * n)
-        found = drawn[~self.is_naming(drawn) & valid(drawn)]
+        generator = np.random.default_rng([seed, 7, naming])
+        # half of the rows are of a side; 4 n leave room for chance and for images that could not be read
+        drawn = np.arange(self.n_rows) if self.n_rows <= 8 * n else np.unique(generator.integers(0, self.n_rows, 4 * n))
+        found = drawn[(self.is_naming(drawn) == naming) & valid(drawn)]
         return np.sort(found if len(found) <= n else generator.choice(found, n, replace=False))
 
 
@@ -123,7 +125,7 @@ def feature_rows(
     Parameters
     ----------
     pool
-        `(P,)`, ascending: as `scoring_pool` gives it.
+        `(P,)`, ascending: as `NamingSplit.pool` gives it.
     naming, scoring
         Rows of each side.
     """
@@ -163,8 +165,3 @@ def _by_tenths(values: NDArray[np.float32], n: int, generator: np.random.Generat
     place = np.empty(len(values), np.int64)
     place[shuffled] = np.arange(len(values))
     return np.lexsort((place, nth))[:n]
-
-
-def _distinct(generator: np.random.Generator, n: int, k: int) -> Ints:
-    """At most k distinct numbers below n, in memory of k."""
-    return np.unique(generator.integers(0, n, k))
