@@ -1,8 +1,8 @@
 """Names of features, as `RUN/names.tsv` holds them.
 
 One line a feature below a header, in any order, parted by tabs; `feature` and `name` must be among its columns, others
-than those of `Name` are passed over. People edit such files, and receive them from others: a line that makes no sense is
-left out, and counted.
+than those of `Name` are passed over. People edit such files, and receive them from others: a line that makes no sense
+is left out, and counted.
 """
 
 import math
@@ -119,7 +119,7 @@ def read_name_lines(run_path: Path, d_sae: int) -> tuple[dict[int, Name], str | 
 
 
 def write_names(run_path: Path, names: Mapping[int, Name]) -> Path:
-    """Write `names.tsv`, a line for each of some features, ascending; gives its path. No number becomes an empty cell."""
+    """Write `names.tsv`, a line a feature, ascending; gives its path. What is no number becomes an empty cell."""
     lines = ["\t".join(COLUMNS)]
     for feature, name in sorted(names.items()):
         others = "; ".join(printable(each).replace(";", ",") for each in name.alternatives)
