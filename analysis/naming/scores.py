@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .names_file import NAMED, UNNAMED, UNTESTED
+
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
 
-NAMED, UNNAMED, UNTESTED = "named", "unnamed", "untested"
 N_NEGATIVES = 50
 """Images without the feature that are drawn at random, and as many that are chosen to be hard."""
 
@@ -259,5 +260,5 @@ def _tied(values: Floats) -> Doubles:
     is_first[:, 1:] = rows[:, 1:] != rows[:, :-1]
     t = np.diff(np.append(np.flatnonzero(is_first.ravel()), rows.size)).astype(np.float64)
     of_row = np.repeat(np.arange(len(rows)), is_first.sum(axis=1))
-    found: Doubles = np.bincount(of_row, t**3 - t, minlength=len(rows)).reshape(values.shape[:-1])
-    return found
+    of_each = np.bincount(of_row, t**3 - t, minlength=len(rows))
+    return np.asarray(of_each, np.float64).reshape(values.shape[:-1])
