@@ -3,12 +3,13 @@
 Shapes: n captions, e the length of an embedding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from .hub import first_line, quiet_logging
@@ -49,7 +50,8 @@ def embed_captions(clip: LoadedClip, captions: Sequence[str], device: torch.devi
     with torch.no_grad():  # not inference_mode: the model stays one that gradients can be taken of
         for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
             tokens = tokenize(list(captions[start : start + _CAPTIONS_AT_ONCE])).to(device)
-            parts.append(normalize(clip.model.encode_text(tokens).float(), dim=-1).cpu())  # type: ignore[operator]
+            with _without_padding(clip.model, tokens) as short:
+                parts.append(normalize(clip.model.encode_text(short).float(), dim=-1).cpu())  # type: ignore[operator]
     return torch.cat(parts)
 
 
@@ -72,6 +74,26 @@ def embed_templates(
     fill = {"simple": open_clip.SIMPLE_IMAGENET_TEMPLATES, "openai": open_clip.OPENAI_IMAGENET_TEMPLATES}[templates]
     each = torch.stack([embed_captions(clip, [template(name) for name in names], device) for template in fill])
     return normalize(each.sum(dim=0), dim=-1)
+
+
+@contextmanager
+def _without_padding(model: Any, tokens: Tensor) -> Iterator[Tensor]:
+    """Tokens without the columns in which all captions are over, for a text tower made fit for so few.
+
+    CLIP's own text tower sees no later token from an earlier one and reads the last, so padding changes nothing; of the
+    77 tokens of its context a short caption has some ten, and the time goes with them. Other towers get all tokens.
+    """
+    mask = getattr(model, "attn_mask", None)
+    if mask is None or getattr(model, "text_pool_type", None) != "argmax" or tokens.shape[1] != len(mask):
+        yield tokens
+        return
+    positions, n = model.positional_embedding, int(tokens.argmax(dim=1).max()) + 1
+    model.positional_embedding = nn.Parameter(positions[:n], requires_grad=False)
+    model.attn_mask = mask[:n, :n]
+    try:
+        yield tokens[:, :n]
+    finally:
+        model.positional_embedding, model.attn_mask = positions, mask
 
 
 def logit_scale(clip: LoadedClip) -> float:
