@@ -1,0 +1,223 @@
+"""The best of the phrases that are nearest to features' directions, and its scores.
+
+Of the candidates that lie nearest to a direction the best scored on the naming side is the name; what is reported of it
+is of the scoring side, where nothing was chosen.
+
+Shapes: n features, c candidates, P rows of the pool, k rows of a feature, e the length of an embedding.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...progress import Task
+from .measured import Effects, measured_effects
+from .scores import (
+    auroc,
+    balanced_accuracy,
+    best_thresholds,
+    combined_score,
+    effect_scores,
+    negatives,
+    rank_sum_p_values,
+)
+from .setting import NamingSetting
+from .split import FeatureRows
+from .text_space import TextSpace
+
+N_ALTERNATIVES = 4
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of some features whatever they are called.
+
+    Parameters
+    ----------
+    features
+        `(n,)`.
+    rows
+        `(n,)`.
+    effects
+        NaN of features that stay untested.
+    is_tested
+        `(n,)`: whether each fires on enough rows of both sides.
+    """
+
+    features: Ints
+    rows: tuple[FeatureRows, ...]
+    effects: Effects
+    is_tested: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class NamedFeatures:
+    """Names of features and their scores, `(n,)` each but for the phrases; NaN where a feature was not tested.
+
+    Parameters
+    ----------
+    phrases
+        `(n, 5)`: numbers of the name and of the next best phrases in the vocabulary; -1 for none.
+    nearest
+        The phrase nearest to the direction, which the name is without scores; -1 of a feature without a direction.
+    cosine
+        Of the name with the direction.
+    naming_score
+        By which the name was chosen: as `score`, on the naming side.
+    """
+
+    features: Ints
+    phrases: Ints
+    nearest: Ints
+    cosine: Doubles
+    naming_score: Doubles
+    score: Doubles
+    auroc: Doubles
+    balanced_accuracy: Doubles
+    ablation_z: Doubles
+    ablation_percentile: Doubles
+    control_z: Doubles
+    sufficiency_z: Doubles
+    p_value: Doubles
+    n_naming: Ints
+    n_scoring: Ints
+
+
+def measure(setting: NamingSetting, features: Ints, task: Task | None = None) -> Measured:
+    """Draw features' rows and measure their effects there: once for all methods.
+
+    Parameters
+    ----------
+    task
+        Told of each change of an image.
+    """
+    rows = tuple(setting.rows_of(feature) for feature in features.tolist())
+    fewest = setting.options.fewest_rows
+    is_tested = np.array([min(each.n_naming, each.n_scoring) >= fewest for each in rows], bool)
+    effects = Effects(*(np.full((len(rows), setting.mean_embedding.shape[0]), np.nan, np.float32) for _ in range(4)))
+    if is_tested.any():
+        chosen = np.flatnonzero(is_tested)
+        found = measured_effects(setting, features[chosen], [rows[i] for i in chosen.tolist()], task=task)
+        for name in ("naming", "scoring", "control", "added"):
+            getattr(effects, name)[chosen] = getattr(found, name)
+    return Measured(features, rows, effects, is_tested)
+
+
+def name_features(
+    setting: NamingSetting,
+    space: TextSpace,
+    measured: Measured,
+    directions: Floats,
+    *,
+    centred: bool = True,
+    rescored: bool = True,
+) -> NamedFeatures:
+    """Name features by any directions, and score the names.
+
+    Parameters
+    ----------
+    directions
+        `(n, e)`, of any length; NaN of a feature without one.
+    centred
+        Whether they are compared with centred texts, or with texts as CLIP embeds them.
+    rescored
+        Whether the best scored of the candidates is the name, or the nearest.
+    """
+    n = len(measured.features)
+    has_one = ~np.isnan(directions).any(axis=1) & (directions != 0).any(axis=1)
+    k = max(setting.options.candidates, 1 + N_ALTERNATIVES)
+    ids, cosines = space.nearest(np.where(has_one[:, None], directions, 0), k, centred=centred)  # (n, c)
+    naming_score = np.full(ids.shape, np.nan)
+    found = {name: np.full(n, np.nan) for name in _SCORES}
+    phrases = np.full((n, 1 + N_ALTERNATIVES), -1, np.int64)
+    cosine, chosen_score = np.full(n, np.nan), np.full(n, np.nan)
+    for line in np.flatnonzero(has_one & measured.is_tested).tolist():
+        texts = space.unit(ids[line])
+        images = _images(setting, measured, line)
+        naming_score[line] = _naming_scores(texts, images, measured.effects.naming[line], space)
+        # of equal scores the nearer phrase
+        order = np.argsort(-naming_score[line], kind="stable") if rescored else np.arange(len(texts))
+        order = order[: 1 + N_ALTERNATIVES]
+        phrases[line, : len(order)] = ids[line, order]
+        cosine[line], chosen_score[line] = cosines[line, order[0]], naming_score[line, order[0]]
+        for name, value in _scores(texts[order[:1]], images, measured.effects, line, space).items():
+            found[name][line] = value
+    return NamedFeatures(
+        measured.features,
+        phrases,
+        np.where(has_one, ids[:, 0], -1),
+        cosine,
+        chosen_score,
+        **found,
+        n_naming=np.array([each.n_naming for each in measured.rows], np.int64),
+        n_scoring=np.array([each.n_scoring for each in measured.rows], np.int64),
+    )
+
+
+_SCORES = (
+    "score",
+    "auroc",
+    "balanced_accuracy",
+    "ablation_z",
+    "ablation_percentile",
+    "control_z",
+    "sufficiency_z",
+    "p_value",
+)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Unit embeddings of the images of one feature, `(k, e)` each: on which it fires, on which it does not."""
+
+    naming: Floats
+    naming_others: Floats
+    scoring: Floats
+    scoring_others: Floats
+    generator: np.random.Generator
+
+
+def _images(setting: NamingSetting, measured: Measured, line: int) -> _Images:
+    rows, embeddings, is_naming = measured.rows[line], setting.pool_embeddings, setting.pool_is_naming
+    is_known = ~np.isnan(embeddings[:, 0]) & ~rows.in_pool
+    return _Images(
+        setting.pictures.embeddings(rows.naming),
+        embeddings[is_known & is_naming],
+        setting.pictures.embeddings(rows.scoring),
+        embeddings[is_known & ~is_naming],
+        np.random.default_rng([setting.options.seed, 17, int(measured.features[line])]),
+    )
+
+
+def _naming_scores(texts: Floats, images: _Images, effect: Floats, space: TextSpace) -> Doubles:
+    """How well each candidate describes a feature by the images that it is named by, `(c,)`."""
+    others = negatives(texts @ images.naming_others.T, images.generator)
+    area = auroc(texts @ images.naming.T, others.all)
+    return combined_score(area, effect_scores(effect[None], texts[None], space.random).percentile[0])
+
+
+def _scores(text: Floats, images: _Images, effects: Effects, line: int, space: TextSpace) -> dict[str, float]:
+    """The scores of a name `(1, e)` on the scoring side."""
+    firing, others = text @ images.scoring.T, negatives(text @ images.scoring_others.T, images.generator)
+    naming_others = negatives(text @ images.naming_others.T, images.generator)
+    threshold = best_thresholds(text @ images.naming.T, naming_others.all)
+    area = auroc(firing, others.all)
+    ablation, control, added = (
+        effect_scores(getattr(effects, name)[line : line + 1], text, space.random)
+        for name in ("scoring", "control", "added")
+    )
+    return {
+        "score": float(combined_score(area, ablation.percentile)[0]),
+        "auroc": float(area[0]),
+        "balanced_accuracy": float(balanced_accuracy(firing, others.all, threshold)[0]),
+        "ablation_z": float(ablation.z[0]),
+        "ablation_percentile": float(ablation.percentile[0]),
+        "control_z": float(control.z[0]),
+        "sufficiency_z": float(added.z[0]),
+        "p_value": float(rank_sum_p_values(firing, others.random)[0]),
+    }
