@@ -6,17 +6,16 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.transformer import QuickGELU, VisionTransformer
+from open_clip.transformer import QuickGELU
+from random_towers import D_SAE, LAYERS, WIDTH, NoisePictures, random_sae, random_tower, tower_with
 from thresher.analysis.naming.effects import Changes, mean_effects, needs_images
 from thresher.harvest.continuation import embed_images
 from thresher.harvest.sites import at_site, capture, site_width, tokens_per_image
 from thresher.harvest.splice import splice
-from thresher.harvest.vision import Tower, load_tower
+from thresher.harvest.vision import load_tower
 from thresher.store.errors import StoreError
 from thresher.store.format import SITES, Site
 from thresher.train.models import BatchTopKSae, GatedSae, JumpReluSae, MatryoshkaSae, ReluSae, TopKSae
-
-WIDTH, LAYERS, N_IMAGES, D_SAE = 32, 3, 5, 24
 
 KINDS_OF_TOWER = {
     "class token": {},
@@ -36,68 +35,9 @@ KINDS_OF_TOWER = {
 }
 
 
-def tower_with(visual, name="random", size=32):
-    return Tower(
-        visual=visual.eval().requires_grad_(False),
-        name=name,
-        pretrained="none",
-        weights_sha256="",
-        quick_gelu=False,
-        preprocessing={"size": [size, size], "mean": [0.5] * 3, "std": [0.25] * 3},
-        preprocess=None,
-    )
-
-
-def random_tower(seed=3, **settings):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        visual = VisionTransformer(
-            image_size=32, patch_size=16, width=WIDTH, layers=LAYERS, heads=2, mlp_ratio=4, output_dim=8, **settings
-        )
-        for parameter in visual.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    return tower_with(visual)
-
-
-class Drawn:
-    """Pictures of noise, given in batches of two; those of `unreadable` rows are left out."""
-
-    def __init__(self, tower, n=N_IMAGES, seed=0, unreadable=()):
-        size = tower.preprocessing["size"]
-        self.all = torch.randint(256, (n, *size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-        self.unreadable, self.asked = set(unreadable), []
-
-    def pixels(self, rows):
-        self.asked.append(rows.tolist())
-        for start in range(0, len(rows), 2):
-            places = [k for k in range(start, min(start + 2, len(rows))) if rows[k] not in self.unreadable]
-            if places:
-                yield np.array(places, np.int64), self.all[rows[places]]
-
-
 class NoPictures:
     def pixels(self, rows):
         raise AssertionError("no image is needed")
-
-
-def sae_of(d_in, *, d_out=None, variant=ReluSae, seed=1, standardises=True, **settings):
-    draw = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=draw)
-
-    if standardises:
-        settings |= {"input_mean": 0.3 * normal(d_in), "input_scale": 0.5 + normal(d_in).abs()}
-    if d_out is not None:
-        settings |= {"output_mean": normal(d_out), "output_scale": 0.5 + normal(d_out).abs(), "centres_input": False}
-    decoder = normal(D_SAE, d_out or d_in)
-    return variant(
-        normal(D_SAE, d_in) / d_in**0.5,
-        0.1 * normal(D_SAE),
-        decoder / decoder.norm(dim=1, keepdim=True),
-        0.1 * normal(d_out or d_in),
-        **settings,
-    )
 
 
 def activations(tower, sae, site, images):
@@ -139,7 +79,7 @@ def by_splicing(tower, sae, site, images, changes, kind, target=None):
 
 
 def compare(tower, sae, site, kind="ablate", target=None, least=1e-3, tolerance=2e-6):
-    pictures = Drawn(tower)
+    pictures = NoisePictures(tower)
     images = tower.normalise(pictures.all)
     changes = every_change(activations(tower, sae, site, images))
     found = mean_effects(tower, sae, site, pictures, changes, kind, n=D_SAE, target=target)
@@ -154,7 +94,7 @@ def compare(tower, sae, site, kind="ablate", target=None, least=1e-3, tolerance=
 def test_ablation_is_that_of_the_whole_tower_in_every_kind_of_tower(kind_of_tower, layer):
     tower = random_tower(**KINDS_OF_TOWER[kind_of_tower])
     site = Site(layer, token="all" if layer == LAYERS - 1 and "pool_type" in KINDS_OF_TOWER[kind_of_tower] else "cls")
-    compare(tower, sae_of(WIDTH), site)
+    compare(tower, random_sae(WIDTH), site)
 
 
 @pytest.mark.parametrize("kind", ["ablate", "add"])
@@ -164,12 +104,12 @@ def test_ablation_is_that_of_the_whole_tower_in_every_kind_of_tower(kind_of_towe
 def test_every_site_and_token_is_changed_as_in_the_whole_tower(layer, site, token, kind):
     is_seen = layer < LAYERS - 1 or token != "patch" or site == "resid_pre"  # else: the next test
     tower, place = random_tower(ls_init_value=0.7, pool_type="tok" if is_seen else "avg"), Site(layer, site, token)
-    compare(tower, sae_of(site_width(tower.visual, place)), place, kind)
+    compare(tower, random_sae(site_width(tower.visual, place)), place, kind)
 
 
 def test_what_the_embedding_does_not_see_has_no_effect_at_all():
     tower, site = random_tower(), Site(LAYERS - 1, token="patch")
-    pictures, sae = Drawn(tower), sae_of(WIDTH)
+    pictures, sae = NoisePictures(tower), random_sae(WIDTH)
     changes = every_change(activations(tower, sae, site, tower.normalise(pictures.all)))
     found = mean_effects(tower, sae, site, pictures, changes, "ablate", n=D_SAE)
     assert (found[np.unique(changes.line)] == 0).all()
@@ -182,7 +122,7 @@ def test_what_the_embedding_does_not_see_has_no_effect_at_all():
 
 def test_a_change_of_the_patches_mean_is_the_same_change_of_every_patch():
     tower, site = random_tower(pool_type="avg"), Site(1, token="mean")
-    pictures, sae = Drawn(tower), sae_of(WIDTH)
+    pictures, sae = NoisePictures(tower), random_sae(WIDTH)
     images = tower.normalise(pictures.all)
     f = activations(tower, sae, site, images)
     changes = every_change(f)
@@ -215,24 +155,24 @@ def test_a_change_of_the_patches_mean_is_the_same_change_of_every_patch():
 )
 @pytest.mark.parametrize("token", ["cls", "all"])
 def test_every_variant_and_normalisation_of_an_sae_is_ablated_as_by_splicing(variant, settings, token):
-    compare(random_tower(), sae_of(WIDTH, variant=variant, **settings), Site(1, token=token))
+    compare(random_tower(), random_sae(WIDTH, variant=variant, **settings), Site(1, token=token))
 
 
 @pytest.mark.parametrize("kind", ["ablate", "add"])
 @pytest.mark.parametrize(("reads", "writes"), [((0, "resid_pre"), (1, "mlp_out")), ((1, "mlp_act"), (2, "attn_out"))])
 def test_a_transcoders_features_are_changed_where_it_writes(reads, writes, kind):
     tower, site, target = random_tower(), Site(*reads), Site(*writes)
-    sae = sae_of(site_width(tower.visual, site), d_out=WIDTH)
+    sae = random_sae(site_width(tower.visual, site), d_out=WIDTH)
     compare(tower, sae, site, kind, target)
 
 
 @pytest.mark.parametrize("layer", [2, 4, 5])
 def test_the_quickstart_towers_ablations_are_those_of_its_whole_forward_pass(layer):
-    compare(load_tower("quickstart"), sae_of(192), Site(layer), tolerance=1e-6)
+    compare(load_tower("quickstart"), random_sae(192), Site(layer), tolerance=1e-6)
 
 
 def test_older_towers_with_the_tokens_first_are_run_too():
-    tower, sae = random_tower(), sae_of(WIDTH)
+    tower, sae = random_tower(), random_sae(WIDTH)
     weights = tower.visual.transformer.state_dict()
     tower.visual.transformer = open_clip.transformer.Transformer(WIDTH, LAYERS, 2, 4, batch_first=False)
     tower.visual.transformer.load_state_dict(weights)
@@ -241,20 +181,20 @@ def test_older_towers_with_the_tokens_first_are_run_too():
 
 
 def test_a_feature_on_hundreds_of_lines_of_one_image_is_the_same_on_each():
-    tower, sae = random_tower(), sae_of(WIDTH)
+    tower, sae = random_tower(), random_sae(WIDTH)
     amounts = np.linspace(0.1, 3, 300, dtype=np.float32)
     row = np.repeat([0, 3], [299, 1])
     changes = Changes(np.arange(300), np.full(300, 7), row, amounts)
-    together = mean_effects(tower, sae, Site(1), Drawn(tower), changes, "add", n=300)
+    together = mean_effects(tower, sae, Site(1), NoisePictures(tower), changes, "add", n=300)
     for k in (0, 150, 298, 299):
         one = Changes(np.zeros(1, np.int64), np.array([7]), row[k : k + 1], amounts[k : k + 1])
-        alone = mean_effects(tower, sae, Site(1), Drawn(tower), one, "add", n=1)
+        alone = mean_effects(tower, sae, Site(1), NoisePictures(tower), one, "add", n=1)
         np.testing.assert_allclose(together[k], alone[0], rtol=0, atol=5e-7)
 
 
 def test_changes_are_split_when_they_do_not_fit_in_memory(monkeypatch):
-    tower, sae, site = random_tower(), sae_of(WIDTH), Site(0, token="all")
-    pictures = Drawn(tower)
+    tower, sae, site = random_tower(), random_sae(WIDTH), Site(0, token="all")
+    pictures = NoisePictures(tower)
     changes = every_change(activations(tower, sae, site, tower.normalise(pictures.all)))
     whole = mean_effects(tower, sae, site, pictures, changes, "ablate", n=D_SAE)
     monkeypatch.setattr("thresher.analysis.naming.effects._CHANGES_AT_ONCE", 3)
@@ -265,24 +205,24 @@ def test_changes_are_split_when_they_do_not_fit_in_memory(monkeypatch):
 
 
 def test_no_change_is_exactly_no_effect():
-    tower, sae = random_tower(), sae_of(WIDTH)
+    tower, sae = random_tower(), random_sae(WIDTH)
     changes = Changes(np.zeros(4, np.int64), np.arange(4), np.arange(4), np.zeros(4, np.float32))
     for layer in range(LAYERS):
-        found = mean_effects(tower, sae, Site(layer), Drawn(tower), changes, "ablate", n=1)
+        found = mean_effects(tower, sae, Site(layer), NoisePictures(tower), changes, "ablate", n=1)
         np.testing.assert_allclose(found, 0, atol=1e-7)
 
 
 def test_a_line_is_the_mean_over_its_changes_whatever_their_order_and_empty_lines_are_undefined():
-    tower, sae = random_tower(), sae_of(WIDTH)
+    tower, sae = random_tower(), random_sae(WIDTH)
     line, feature, row = np.array([2, 0, 2, 0]), np.array([5, 6, 7, 6]), np.array([4, 1, 0, 1])
     amount = np.array([1.0, 0.5, 2.0, 0.5], np.float32)
-    found = mean_effects(tower, sae, Site(1), Drawn(tower), Changes(line, feature, row, amount), "ablate", n=3)
+    found = mean_effects(tower, sae, Site(1), NoisePictures(tower), Changes(line, feature, row, amount), "ablate", n=3)
     each = [
         mean_effects(
             tower,
             sae,
             Site(1),
-            Drawn(tower),
+            NoisePictures(tower),
             Changes(np.zeros(1, np.int64), *(v[k : k + 1] for v in (feature, row, amount))),
             "ablate",
             n=1,
@@ -295,17 +235,17 @@ def test_a_line_is_the_mean_over_its_changes_whatever_their_order_and_empty_line
 
 
 def test_images_that_cannot_be_read_are_left_out_of_the_mean():
-    tower, sae = random_tower(), sae_of(WIDTH)
+    tower, sae = random_tower(), random_sae(WIDTH)
     line, row = np.array([0, 0, 1]), np.array([1, 2, 2])
     changes = Changes(line, np.array([5, 5, 5]), row, np.ones(3, np.float32))
-    found = mean_effects(tower, sae, Site(0), Drawn(tower, unreadable=[2]), changes, "ablate", n=2)
+    found = mean_effects(tower, sae, Site(0), NoisePictures(tower, unreadable=[2]), changes, "ablate", n=2)
     one = Changes(line[:1], np.array([5]), row[:1], np.ones(1, np.float32))
     np.testing.assert_allclose(
-        found[0], mean_effects(tower, sae, Site(0), Drawn(tower), one, "ablate", n=1)[0], rtol=0, atol=5e-7
+        found[0], mean_effects(tower, sae, Site(0), NoisePictures(tower), one, "ablate", n=1)[0], rtol=0, atol=5e-7
     )
     assert np.isnan(found[1]).all()
     with pytest.raises(ValueError, match="none of the images that features are changed on can be read"):
-        mean_effects(tower, sae, Site(0), Drawn(tower, unreadable=[1]), one, "ablate", n=1)
+        mean_effects(tower, sae, Site(0), NoisePictures(tower, unreadable=[1]), one, "ablate", n=1)
 
 
 class Stored:
@@ -327,8 +267,8 @@ class Stored:
 
 @pytest.mark.parametrize("settings", [{}, {"layer_norm": True}])
 def test_behind_the_last_block_stored_vectors_do_without_images(settings):
-    tower, sae, site = random_tower(), sae_of(WIDTH, **settings), Site(LAYERS - 1)
-    pictures = Drawn(tower)
+    tower, sae, site = random_tower(), random_sae(WIDTH, **settings), Site(LAYERS - 1)
+    pictures = NoisePictures(tower)
     images = tower.normalise(pictures.all)
     changes = every_change(activations(tower, sae, site, images))
     read = changes.row != 3
@@ -349,8 +289,8 @@ def test_elsewhere_images_are_needed_and_asked_for(site):
     n_tokens = tokens_per_image(tower, site.token)
     none = Changes(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros((0, n_tokens), np.float32))
     with pytest.raises(ValueError, match="name IMAGES"):
-        mean_effects(tower, sae_of(WIDTH), site, None, none, "ablate", n=1)
-    assert np.isnan(mean_effects(tower, sae_of(WIDTH), site, Drawn(tower), none, "ablate", n=2)).all()
+        mean_effects(tower, random_sae(WIDTH), site, None, none, "ablate", n=1)
+    assert np.isnan(mean_effects(tower, random_sae(WIDTH), site, NoisePictures(tower), none, "ablate", n=2)).all()
 
 
 @pytest.mark.parametrize(
@@ -380,9 +320,9 @@ def test_what_does_not_fit_is_named(wrong, message):
     with pytest.raises(ValueError, match=message):
         mean_effects(
             tower,
-            sae_of(WIDTH),
+            random_sae(WIDTH),
             wrong.get("site", Site(1)),
-            Drawn(tower),
+            NoisePictures(tower),
             Changes(**parts),
             wrong.get("kind", "ablate"),
             n=1,
@@ -393,4 +333,4 @@ def test_another_librarys_tower_is_refused_in_one_line():
     tower = tower_with(torch.nn.Linear(2, 2), "ViT of timm")
     none = Changes(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros((0, 1), np.float32))
     with pytest.raises(ValueError, match=r"ViT of timm is a Linear, and features are followed .* open_clip's own"):
-        mean_effects(tower, sae_of(WIDTH), Site(0), None, none, "ablate", n=1)
+        mean_effects(tower, random_sae(WIDTH), Site(0), None, none, "ablate", n=1)
