@@ -22,6 +22,7 @@ from .progress import ConsoleReporter
 from .report_command import report
 from .train.interchange_options import ExportOptions, ImportOptions, PullOptions, PushOptions
 from .train.options import TrainOptions
+from .visualise_command import visualise
 
 if TYPE_CHECKING:
     from .store.verify import VerifyReport
@@ -53,6 +54,7 @@ def main() -> None:
     thresher evaluate RUN IMAGES     what it costs the tower on held-out images
     thresher align RUN               its features beside the tower's neurons
     thresher attributes RUN CSV      which known attributes its features tell
+    thresher visualise RUN           pictures that show what its features seek
     thresher report RUN              all of it on one page; compare RUN RUN
     thresher explore RUN...          browse its features in the browser
     thresher import SRC RUN          another library's SAE; export, push, pull
@@ -450,6 +452,7 @@ main.add_command(report)
 main.add_command(embed)
 main.add_command(explore)
 main.add_command(evaluate)
+main.add_command(visualise)
 
 
 if __name__ == "__main__":

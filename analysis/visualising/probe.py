@@ -108,7 +108,7 @@ class FeatureProbe:
         """
         found = np.empty((len(pixels), self.n_features), np.float32)
         for start in range(0, len(pixels), self.batch_size):
-            some = torch.from_numpy(np.ascontiguousarray(pixels[start : start + self.batch_size]))
+            some = torch.tensor(pixels[start : start + self.batch_size])
             rows = capture(self.exact, self.exact.normalise(some), [self.site])[self.site]  # (b, d) or (b, T, d)
             with torch.inference_mode():
                 f = self.sae.encode(rows.flatten(0, -2)).view(*rows.shape[:-1], -1)
