@@ -1,16 +1,16 @@
 """Which features fire on the same rows: each feature's best partners, with their support."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..progress import Reporter
-from .features import FeatureActivations, open_features
+from .features import FeatureActivations, FeaturesInfo, open_features
 from .scheduler import Compute
 
 MIN_SUPPORT = 2
@@ -52,23 +52,37 @@ class CofiringRows:
     n_pairs: NDArray[np.float64]
     """`(d_sae,)`: sum of the L0 of those: pairs to count."""
 
+    @classmethod
+    def of_entries(cls, runs: list[tuple[int, int]], n_rows: int, indptr: Array, index: Array, d_sae: int) -> Self:
+        """Of the entries of those rows, as CSR."""
+        l0 = np.diff(indptr)
+        n_active = np.bincount(index, minlength=d_sae)
+        n_pairs = np.bincount(index, weights=np.repeat(l0, l0), minlength=d_sae)
+        return cls(runs, n_rows, n_active, n_pairs.astype(np.float64, copy=False))
 
-def choose_rows(features: FeatureActivations, start: int, stop: int, split: str, n_wanted: int | None) -> CofiringRows:
-    """Evenly spaced runs among the rows `[start, stop)` of a split, or all of them.
+
+def choose_runs(start: int, stop: int, per_row: float, n_wanted: int | None) -> list[tuple[int, int]]:
+    """Evenly spaced runs among the rows `[start, stop)`, or all of them.
 
     Parameters
     ----------
+    per_row
+        Mean number of entries of a row.
     n_wanted
-        Rows to take; None for as many as have `ENTRIES_KEPT` entries at the mean L0 of all.
+        Rows to take; None for as many as have `ENTRIES_KEPT` entries.
     """
     if n_wanted is None:
-        per_row = features.info.nnz / max(1, features.info.row_stop - features.info.row_start)
         n_wanted = int(ENTRIES_KEPT / max(per_row, 1e-9))
-    runs = [(start, stop)]
-    if n_wanted < stop - start:
-        edges = np.linspace(start, stop, min(_RUNS, n_wanted) + 1).astype(np.int64)
-        lengths = np.diff(np.linspace(0, n_wanted, len(edges)).astype(np.int64))
-        runs = [(int(a), int(min(a + n, b))) for a, b, n in zip(edges[:-1], edges[1:], lengths, strict=True)]
+    if n_wanted >= stop - start:
+        return [(start, stop)]
+    edges = np.linspace(start, stop, min(_RUNS, n_wanted) + 1).astype(np.int64)
+    lengths = np.diff(np.linspace(0, n_wanted, len(edges)).astype(np.int64))
+    return [(int(a), int(min(a + n, b))) for a, b, n in zip(edges[:-1], edges[1:], lengths, strict=True)]
+
+
+def choose_rows(features: FeatureActivations, start: int, stop: int, split: str, n_wanted: int | None) -> CofiringRows:
+    """Evenly spaced runs among the rows `[start, stop)` of a split, or all of them; `n_wanted` as in `choose_runs`."""
+    runs = choose_runs(start, stop, entries_per_row(features.info), n_wanted)
     n_rows, n_active, n_pairs = 0, np.zeros(features.d_sae, np.int64), np.zeros(features.d_sae)
     for first, last in runs:
         for block in features.blocks(first, last, split=split):
@@ -79,13 +93,23 @@ def choose_rows(features: FeatureActivations, start: int, stop: int, split: str,
     return CofiringRows(runs, n_rows, n_active, n_pairs)
 
 
+def entries_per_row(info: FeaturesInfo) -> float:
+    """Mean number of entries of the rows among which those encoded are."""
+    return info.nnz / max(1, info.row_stop - info.row_start)
+
+
 def cofiring(
-    features: FeatureActivations, rows: CofiringRows, split: str, m: int, *, compute: Compute, reporter: Reporter
+    read: Callable[[], tuple[Array, Array]], rows: CofiringRows, m: int, *, compute: Compute, reporter: Reporter
 ) -> Iterator[Partners]:
-    """The `m` best partners of every feature, a range of features at a time, in order."""
-    path = str(features.path.absolute())
-    with reporter.task("co-firing", features.d_sae, "features") as task:
-        for found in compute.each(partial(_partners_of_range, path, rows, split, m), _ranges(rows.n_pairs)):
+    """The `m` best partners of every feature, a range of features at a time, in order.
+
+    Parameters
+    ----------
+    read
+        Gives the entries of the rows as CSR, indptr and index, in any process: `stored_entries`, or another like it.
+    """
+    with reporter.task("co-firing", len(rows.n_active), "features") as task:
+        for found in compute.each(partial(_partners_of_range, read, rows, m), _ranges(rows.n_pairs)):
             task.advance(len(found.feature))
             yield found
 
@@ -99,8 +123,17 @@ def _ranges(n_pairs: NDArray[np.float64]) -> list[tuple[int, int]]:
     return list(pairwise(edges.tolist()))
 
 
-def _partners_of_range(features_path: str, rows: CofiringRows, split: str, m: int, first: int, stop: int) -> Partners:
-    indptr, index = _read_rows(open_features(features_path), rows, split)
+def stored_entries(
+    features: FeatureActivations, rows: CofiringRows, split: str
+) -> Callable[[], tuple[NDArray[np.int64], Array]]:
+    """Reads the entries of rows of a split of stored features."""
+    return partial(_read_rows, str(features.path.absolute()), rows.runs, split)
+
+
+def _partners_of_range(
+    read: Callable[[], tuple[Array, Array]], rows: CofiringRows, m: int, first: int, stop: int
+) -> Partners:
+    indptr, index = read()
     of_range = np.flatnonzero((index >= first) & (index < stop))
     row = np.searchsorted(indptr, of_range, side="right") - 1
     local = (index[of_range] - first).astype(np.uint16 if stop - first <= 1 << 16 else np.int64)
@@ -108,9 +141,10 @@ def _partners_of_range(features_path: str, rows: CofiringRows, split: str, m: in
     return partners(indptr, index, row, rows, m, first=first, stop=stop)
 
 
-def _read_rows(features: FeatureActivations, rows: CofiringRows, split: str) -> tuple[Array, Array]:
+def _read_rows(features_path: str, runs: list[tuple[int, int]], split: str) -> tuple[Array, Array]:
+    features = open_features(features_path)
     counts, indices = [], []
-    for first, last in rows.runs:
+    for first, last in runs:
         for block in features.blocks(first, last, split=split):
             counts.append(np.diff(block.indptr))
             indices.append(block.index)

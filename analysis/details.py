@@ -1,7 +1,8 @@
 """What `stats.zarr` holds beyond one number a feature: samples, labels, partners, neighbours, chance levels."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,27 +10,48 @@ from numpy.typing import NDArray
 from ..progress import Reporter, format_bytes
 from ..train.l0 import L0Summary
 from .clusters import UldSplit
-from .cofiring import MIN_SUPPORT, choose_rows, cofiring
+from .cofiring import MIN_SUPPORT, CofiringRows, Partners
 from .columns import Column, write_array
 from .entropy_null import entropy_null
 from .features import FeatureActivations
-from .firings import Firings, FiringsSpec, firings
-from .l0_counts import count_l0_of
-from .monosemanticity import monosemanticity
+from .firings import Firings, FiringsSpec
 from .nearest import nearest_features
 from .options import StatsOptions
 from .samples import SAMPLE_GROUPS
 from .scheduler import Compute
 from .statistics import FeatureStatistics
+from .stored_firings import StoredFirings
 
 if TYPE_CHECKING:
     from ..train.models import SparseAutoencoder
 
 _PAIR_BYTES = 4 + 4 + 8  # label, count and sum of a feature's label
 NEEDS_FIRINGS = ("samples", "labels", "cofiring", "monosemanticity", "l0_without_uld")
-"""What needs stored feature activations."""
+"""What needs every firing."""
 
 Array = NDArray[Any]
+
+
+class AllFirings(Protocol):
+    """Where every firing is known: stored activations, or rows that were encoded once more."""
+
+    def l0_of(self, is_counted: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many rows have exactly i of the features marked."""
+
+    def row(self, row: int) -> tuple[Array, NDArray[np.float32]]:
+        """Features of the row with the largest L0, and their activations."""
+
+    def firings(self, spec: FiringsSpec) -> Iterable[Firings]:
+        """Samples and labels, a range of features at a time, in order."""
+
+    def cofiring_rows(self) -> CofiringRows:
+        """The rows that partners are counted on."""
+
+    def partners(self, rows: CofiringRows) -> Iterable[Partners]:
+        """Best partners, a range of features at a time, in order."""
+
+    def monosemanticity(self, embeddings_path: str) -> NDArray[np.float32]:
+        """`(d_sae,)`: scores by these embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +64,8 @@ class DetailsOf:
     """None where only activations are known."""
     features: FeatureActivations | None = None
     """None where the activations are not stored by feature."""
+    firings: AllFirings | None = None
+    """Where every firing is known, other than from `features`."""
     no_features_because: str = "the activations are not stored by feature"
     """What the record says then."""
 
@@ -81,33 +105,28 @@ def write_details(
     record: dict[str, Any] = {"details": details, "absent": absent}
     _null(group, of, options, details, absent)
     _nearest(group, of, options, details, absent, reporter)
-    if of.features is None or compute is None:
+    firings = of.firings
+    if of.features is not None and compute is not None:
+        firings = StoredFirings(of.features, of.statistics.units, options, compute=compute, reporter=reporter)
+    if firings is None:
         record |= {"l0_without_uld": None, "max_l0_row_uld": None}
         absent |= dict.fromkeys(NEEDS_FIRINGS, of.no_features_because)
         return record
-    features = of.features
-    record |= _without_uld(group, features, of, options, absent, compute)
+    record |= _without_uld(group, firings, of, absent)
     if options.samples:
         spec = FiringsSpec(
             split=options.split, samples=options.samples, seed=options.seed, min_labelled=options.min_labelled
         )
-        found = firings(features, spec, task_bytes=options.task_bytes, compute=compute, reporter=reporter)
-        details["samples"], details["labels"] = _write_firings(group, features.d_sae, spec, found)
+        found = firings.firings(spec)
+        details["samples"], details["labels"] = _write_firings(group, of.statistics.d_sae, spec, found)
     else:
         absent |= dict.fromkeys(("samples", "labels"), "left out by --samples 0")
     if options.cofiring:
-        details["cofiring"] = _cofiring(group, features, options, compute, reporter)
+        details["cofiring"] = _cofiring(group, firings, options, reporter)
     else:
         absent["cofiring"] = "left out by --cofiring 0"
     if options.embeddings:
-        scores = monosemanticity(
-            features,
-            options.embeddings,
-            split=options.split,
-            task_bytes=options.task_bytes,
-            compute=compute,
-            reporter=reporter,
-        )
+        scores = firings.monosemanticity(options.embeddings)
         write_array(group, "monosemanticity", scores)
         defined = scores[~np.isnan(scores)]
         details["monosemanticity"] = {
@@ -163,22 +182,15 @@ def _nearest(
     details["nearest"] = {"n": options.nearest}
 
 
-def _without_uld(
-    group: Any,
-    features: FeatureActivations,
-    of: DetailsOf,
-    options: StatsOptions,
-    absent: dict[str, str],
-    compute: Compute,
-) -> dict[str, Any]:
+def _without_uld(group: Any, firings: AllFirings, of: DetailsOf, absent: dict[str, str]) -> dict[str, Any]:
     """L0 of the features outside the cluster, and how much of the row with the largest L0 is of the cluster."""
     if of.uld.threshold is None:
         absent["l0_without_uld"] = "there is no ULD cluster"
         return {"l0_without_uld": None, "max_l0_row_uld": None}
-    counts = count_l0_of(features, ~of.uld.is_uld, options.split, task_bytes=options.task_bytes, compute=compute)
+    counts = firings.l0_of(~of.uld.is_uld)
     write_array(group, "l0/without_uld", counts)
     row = of.statistics.max_l0_row
-    _, index, value = features.rows(row, row + 1)
+    index, value = firings.row(row)
     is_uld = of.uld.is_uld[index]
     mass = value.astype(np.float64)
     return {
@@ -231,16 +243,13 @@ def _write_firings(group: Any, d_sae: int, spec: FiringsSpec, found: Any) -> tup
     return {"n": spec.samples, "groups": list(SAMPLE_GROUPS), "seed": spec.seed}, {"n_pairs": n_pairs}
 
 
-def _cofiring(
-    group: Any, features: FeatureActivations, options: StatsOptions, compute: Compute, reporter: Reporter
-) -> dict[str, Any]:
-    start, stop = features.row_range(options.split)
-    rows = choose_rows(features, start, stop, options.split, options.cofiring_rows)
+def _cofiring(group: Any, firings: AllFirings, options: StatsOptions, reporter: Reporter) -> dict[str, Any]:
+    rows = firings.cofiring_rows()
     reporter.say(
         f"co-firing is counted on {rows.n_rows:,} rows; each process holds "
         f"{format_bytes(4 * int(rows.n_active.sum()))} of them"
     )
-    parts = list(cofiring(features, rows, options.split, options.cofiring, compute=compute, reporter=reporter))
+    parts = list(firings.partners(rows))
     for name in ("feature", "jaccard", "pmi", "n_both"):
         write_array(group, f"cofiring/{name}", np.concatenate([getattr(part, name) for part in parts]))
     write_array(group, "cofiring/n_active", rows.n_active.astype(np.uint64))

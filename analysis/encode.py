@@ -159,7 +159,7 @@ class _Member:
         self.features_path = self.path / FEATURES_ZARR
         self._reporter = reporter
         refuse_existing(self.features_path, overwrite=source.options.overwrite)
-        self.predicted_bytes, self.predicted_s = predict(source)
+        _, self.predicted_bytes, self.predicted_s = predict(source)
         reporter.say(f"{self.features_path} will take at most about {format_bytes(self.predicted_bytes)}")
         limit = int(source.options.size_limit_gb * 1e9)
         if self.predicted_bytes > limit and not source.options.force:
@@ -268,8 +268,8 @@ def _read_once(members: list[_Member], reporter: Reporter, fail: Callable[[Path,
             member.attempt(member.settle, fail)
 
 
-def predict(source: EncodeSource) -> tuple[int, float]:
-    """Size of the features before compression, and seconds of encoding, from a sample of rows spread over the rows."""
+def predict(source: EncodeSource) -> tuple[int, int, float]:
+    """Activations, their bytes before compression, seconds of encoding: from a sample of rows spread over the rows."""
     n = source.n
     runs = min(_SAMPLE_RUNS, -(-n // _SAMPLE_RUN_ROWS))
     length = min(_SAMPLE_RUN_ROWS, n // runs)
@@ -284,7 +284,7 @@ def predict(source: EncodeSource) -> tuple[int, float]:
     nnz = len(block.index) / (runs * length) * n
     last_chunks = 4 * 4 * CHUNK  # of index and value, by row and by feature: chunks are written whole
     size = int(2 * _ENTRY_BYTES * nnz + last_chunks + _ROW_BYTES * source.store.n_rows + 8 * source.sae.d_sae)
-    return size, seconds / (runs * length) * n
+    return int(nnz), size, seconds / (runs * length) * n
 
 
 def _timed_block(source: EncodeSource, rows: StoredRows) -> tuple[EncodedBlock, float]:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..progress import Reporter
+from .exact_sums import SumUnits
 from .features import FeatureActivations, open_features
 from .label_counts import LabelCounts, LabelSums
-from .samples import entries_at, sample_ranks
+from .samples import entries_at, random_entries, sample_ranks
 from .scheduler import Compute
 from .split_entries import SplitEntries, entries_of_split, is_held_whole, pieces_of_split, row_numbers_at
 
@@ -50,28 +51,36 @@ class Firings:
 
 
 def firings(
-    features: FeatureActivations, spec: FiringsSpec, *, task_bytes: int, compute: Compute, reporter: Reporter
+    features: FeatureActivations,
+    spec: FiringsSpec,
+    units: SumUnits,
+    *,
+    task_bytes: int,
+    compute: Compute,
+    reporter: Reporter,
 ) -> Iterator[Firings]:
-    """Samples and labels of every feature, a range of features at a time, in order."""
+    """Samples and labels of every feature, a range of features at a time, in order; `units` are theirs."""
     ranges = features.feature_ranges(task_bytes // _WORKING_COPIES, _MOST_FEATURES)
     path = str(features.path.absolute())
     with reporter.task("firing rows", features.d_sae, "features") as task:
-        for found in compute.each(partial(firings_of_range, path, spec), ranges):
+        for found in compute.each(
+            partial(firings_of_range, path, spec), ((units.part(*some), *some) for some in ranges)
+        ):
             task.advance(len(found.sample_row))
             yield found
 
 
-def firings_of_range(features_path: str, spec: FiringsSpec, first: int, stop: int) -> Firings:
+def firings_of_range(features_path: str, spec: FiringsSpec, units: SumUnits, first: int, stop: int) -> Firings:
     """Samples and labels of the features `[first, stop)`."""
     features = open_features(features_path)
     if is_held_whole(features, first, stop):
         entries = entries_of_split(features, first, stop, spec.split)
         labels = row_numbers_at(features, "label", entries.row)
-        ranks = sample_ranks(np.diff(entries.indptr), spec.samples, first_feature=first, seed=spec.seed)
-        at = entries_at(entries, ranks)
-        sums = LabelSums.of(entries, labels)
-        return _firings(first, at, entries.row, entries.value, labels, sums.finish(min_labelled=spec.min_labelled))
-    return _firings_of_many(features, spec, first)
+        around = entries_at(entries, sample_ranks(np.diff(entries.indptr), spec.samples))
+        at = np.concatenate((around, random_entries(entries, spec.samples, spec.seed)[:, None]), axis=1)
+        counts = LabelSums.of(entries, labels, units).finish(units, min_labelled=spec.min_labelled)
+        return _firings(first, at, entries.row, entries.value, labels, counts)
+    return _firings_of_many(features, spec, units, first)
 
 
 def _firings(first: int, at: Array, row: Array, value: Array, label: Array, labels: LabelCounts) -> Firings:
@@ -88,36 +97,51 @@ def _firings(first: int, at: Array, row: Array, value: Array, label: Array, labe
     )
 
 
-def _firings_of_many(features: FeatureActivations, spec: FiringsSpec, feature: int) -> Firings:
+def _firings_of_many(features: FeatureActivations, spec: FiringsSpec, units: SumUnits, feature: int) -> Firings:
     """The same of one feature with too many firing rows to hold: read twice, a few megabytes at a time.
 
     The first pass counts values by the upper half of their bits, which makes cells some 2^-7 of the value wide; the
     second keeps the entries of the cells in which the samples lie, a tenth of all where they are spread evenly.
     """
-    cells, sums = np.zeros(1 << 15, np.int64), None
+    cells, sums, drawn = np.zeros(1 << 15, np.int64), LabelSums.zero(1), _joined([], feature)
     for piece in pieces_of_split(features, feature, feature + 1, spec.split):
         cells += np.bincount(_cell(piece.value), minlength=1 << 15)
-        found = LabelSums.of(piece, row_numbers_at(features, "label", piece.row))
-        sums = found if sums is None else sums.plus(found)
-    assert sums is not None
-    ranks = sample_ranks(cells.sum(keepdims=True), spec.samples, first_feature=feature, seed=spec.seed)
+        sums = LabelSums.union([sums, LabelSums.of(piece, row_numbers_at(features, "label", piece.row), units)])
+        some = random_entries(piece, spec.samples, spec.seed)[0]
+        drawn = _joined([drawn, _at(piece, np.sort(some[some >= 0]))], feature)
+    ranks = sample_ranks(cells.sum(keepdims=True), spec.samples)
     before = np.cumsum(cells[::-1])[::-1] - cells  # entries in higher cells
     cell_of_rank = (1 << 15) - 1 - np.searchsorted(np.cumsum(cells[::-1]), ranks.clip(min=0), side="right")
     is_wanted = np.zeros(1 << 15, bool)
     is_wanted[cell_of_rank[ranks >= 0]] = True
-    kept = [
-        piece.keep(is_wanted[_cell(piece.value)])
-        for piece in pieces_of_split(features, feature, feature + 1, spec.split)
-    ]
-    row, value = np.concatenate([part.row for part in kept]), np.concatenate([part.value for part in kept])
-    held = SplitEntries(feature, np.array([0, len(row)]), row, value)
+    held = _joined(
+        [
+            piece.keep(is_wanted[_cell(piece.value)])
+            for piece in pieces_of_split(features, feature, feature + 1, spec.split)
+        ],
+        feature,
+    )
     # a rank among all, less the entries of higher cells that were not kept
     missing = before - (np.cumsum((cells * is_wanted)[::-1])[::-1] - cells * is_wanted)
-    at = entries_at(held, np.where(ranks >= 0, ranks - missing[cell_of_rank], -1))
-    labels = row_numbers_at(features, "label", row[at[at >= 0]])
-    all_labels = np.full(len(row), -1, np.int32)
-    all_labels[at[at >= 0]] = labels
-    return _firings(feature, at, row, value, all_labels, sums.finish(min_labelled=spec.min_labelled))
+    around = entries_at(held, np.where(ranks >= 0, ranks - missing[cell_of_rank], -1))
+    chosen = random_entries(drawn, spec.samples, spec.seed)
+    at = np.concatenate((around, np.where(chosen >= 0, len(held.row) + chosen, -1)[:, None]), axis=1)
+    both = _joined([held, drawn], feature)
+    labels = np.full(len(both.row), -1, np.int32)
+    labels[at[at >= 0]] = row_numbers_at(features, "label", both.row[at[at >= 0]])
+    return _firings(feature, at, both.row, both.value, labels, sums.finish(units, min_labelled=spec.min_labelled))
+
+
+def _at(entries: SplitEntries, places: NDArray[np.int64]) -> SplitEntries:
+    """Some entries of one feature."""
+    return SplitEntries(entries.first, np.array([0, len(places)]), entries.row[places], entries.value[places])
+
+
+def _joined(parts: list[SplitEntries], feature: int) -> SplitEntries:
+    """The entries of one feature, part after part."""
+    row = np.concatenate([np.zeros(0, np.int64), *(part.row for part in parts)])
+    value = np.concatenate([np.zeros(0, np.float32), *(part.value for part in parts)])
+    return SplitEntries(feature, np.array([0, len(row)]), row, value)
 
 
 def _cell(value: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..progress import format_bytes, format_s
+from ..progress import format_bytes, format_rate, format_s
 from ..store.errors import StoreError
 from ..store.files import free_bytes
 from .activation_bins import N_BINS
@@ -39,6 +39,25 @@ def forecast_counting(n_rows: int, n_sample: int, count_sample: Callable[[], obj
     count_sample()
     seconds = (time.perf_counter() - start_s) * n_rows / n_sample
     return f"{n_rows:,} rows to count, about {format_s(seconds)} on one core"
+
+
+def forecast_passes(n_rows: int, pass_s: float, n_passes: int, where: str) -> str:
+    """How long it takes to encode rows of which nothing is kept, in words.
+
+    Parameters
+    ----------
+    pass_s
+        Seconds that one process takes for all of them once.
+    """
+    rate = format_rate(n_rows / pass_s)
+    if n_passes == 1:
+        return (
+            f"encoding and counting {n_rows:,} rows on {where}, about {format_s(pass_s)} at {rate} rows/s of a process"
+        )
+    return (
+        f"encoding {n_rows:,} rows on {where} twice, to count and then for samples, labels and pairs: about "
+        f"{format_s(2 * pass_s)} at {rate} rows/s of a process"
+    )
 
 
 def require_space(out_dir: Path, d_sae: int, k: int, *, figures: bool, more_bytes: int = 0) -> str:

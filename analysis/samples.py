@@ -9,54 +9,41 @@ from .split_entries import SplitEntries
 
 SAMPLE_GROUPS = ("top", "q75", "q50", "q25", "random")
 _QUANTILES = (1.0, 0.75, 0.5, 0.25)
+N_QUANTILES = len(_QUANTILES)
+
+ROW_BITS = 33
+_INFINITY = np.uint64(0x7F800000)  # bits of the largest float32
 
 Array = NDArray[Any]
 
 
-def sample_ranks(n_firing: NDArray[np.int64], m: int, *, first_feature: int, seed: int) -> NDArray[np.int64]:
-    """`(n_features, 5, m)`: places, in falling order of activation from 0, of the rows of each of `SAMPLE_GROUPS`.
+def sample_starts(n_firing: NDArray[np.int64], m: int) -> NDArray[np.int64]:
+    """`(n_features, 4)`: first place, in falling order of activation from 0, of the m rows around each quantile.
 
     Around a quantile q stand the m consecutive places whose middle is nearest to (1 - q) (n - 1), moved so that they
-    lie within the n firing rows. The random ones are drawn without replacement and are the same for a feature
-    whatever range it is computed in. -1 where fewer than m rows fire.
-
-    Parameters
-    ----------
-    n_firing
-        `(n_features,)`: firing rows of each feature.
-    m
-        Rows of each group.
-    first_feature
-        Number of the first feature.
-    seed
-        Of the random ones.
+    lie within the n firing rows.
     """
     last_start = np.maximum(n_firing - m, 0)
-    groups = []
-    for q in _QUANTILES:
-        middle = (1 - q) * (n_firing - 1)
-        start = np.clip(np.floor(middle - (m - 1) / 2 + 0.5).astype(np.int64), 0, last_start)
-        groups.append(start[:, None] + np.arange(m))
-    groups.append(_random_ranks(n_firing, m, first_feature, seed))
-    ranks = np.stack(groups, axis=1)
+    middles = [(1 - q) * (n_firing - 1) for q in _QUANTILES]
+    starts = [np.floor(middle - (m - 1) / 2 + 0.5).astype(np.int64) for middle in middles]
+    return np.stack([np.clip(start, 0, last_start) for start in starts], axis=1)
+
+
+def sample_ranks(n_firing: NDArray[np.int64], m: int) -> NDArray[np.int64]:
+    """`(n_features, 4, m)`: all those places; -1 where fewer than m rows fire."""
+    ranks = sample_starts(n_firing, m)[:, :, None] + np.arange(m)
     return np.where(np.arange(m) < n_firing[:, None, None], ranks, -1)
 
 
-def _random_ranks(n_firing: NDArray[np.int64], m: int, first_feature: int, seed: int) -> NDArray[np.int64]:
-    """`(n_features, m)`: m of each feature's n places, ascending, any such set as likely as any other.
+def random_keys(features: Array, rows: Array, seed: int) -> NDArray[np.uint64]:
+    """Random numbers that the firings of each feature are drawn by: those with the smallest are its sample.
 
-    Floyd's sampling (Bentley and Floyd 1987), one step for all features at a time.
+    A feature's are all different. They depend on the feature, the row and the seed alone: a sample does not change with
+    the order in which firings are seen, and any m of them are as likely as any other m.
     """
-    chosen = np.full((len(n_firing), m), np.iinfo(np.int64).max)
-    feature = np.arange(first_feature, first_feature + len(n_firing), dtype=np.uint64)
-    state = _mixed(_mixed(np.full(len(n_firing), seed % (1 << 64), np.uint64)) + feature)
-    for i in range(m):
-        last = n_firing - m + i  # with fewer than m firing rows, every place is taken
-        uniform = (_mixed(state + np.uint64(i + 1)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        drawn = np.floor(uniform * (last + 1)).astype(np.int64)
-        drawn = np.where((chosen == drawn[:, None]).any(axis=1), last, drawn)
-        chosen[:, i] = np.where(n_firing <= m, i, drawn)
-    return np.sort(chosen, axis=1)
+    seeded = _mixed(np.full(1, seed % (1 << 64), np.uint64))
+    # Added to a feature's random number, rows are inputs that differ; the mixing is one-to-one.
+    return _mixed(_mixed(seeded + features.astype(np.uint64)) + rows.astype(np.uint64))
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -65,6 +52,34 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def falling_keys(value: NDArray[np.float32], row: Array) -> NDArray[np.uint64]:
+    """Numbers that ascend as activations fall; among equal activations, as rows ascend, which are below 2^33."""
+    falling = _INFINITY - np.ascontiguousarray(value).view(np.uint32)  # positive float32 compare as their bits do
+    return falling << np.uint64(ROW_BITS) | row.astype(np.uint64)
+
+
+def key_after(value: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """The key below which those of all activations of at least `value` are."""
+    return (_INFINITY + np.uint64(1) - value.view(np.uint32)) << np.uint64(ROW_BITS)
+
+
+def smallest_of_each(slot: Array, key: NDArray[np.uint64], n_kept: Array) -> tuple[NDArray[np.int64], Array]:
+    """Where the smallest keys of each slot are, by slot and key, and the rank of each in its slot.
+
+    Parameters
+    ----------
+    slot, key
+        `(n,)`.
+    n_kept
+        `(n_slots,)`: how many of each slot.
+    """
+    order = np.lexsort((key, slot))
+    _, first, count = np.unique(slot[order], return_index=True, return_counts=True)
+    rank = np.arange(len(order)) - np.repeat(first, count)
+    kept = rank < n_kept[slot[order]]
+    return order[kept], rank[kept]
 
 
 def entries_at(entries: SplitEntries, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -80,3 +95,21 @@ def entries_at(entries: SplitEntries, ranks: NDArray[np.int64]) -> NDArray[np.in
     out = np.full(ranks.shape, -1)
     out[filled] = order[(start + ranks)[filled]]
     return out
+
+
+def random_entries(entries: SplitEntries, m: int, seed: int) -> NDArray[np.int64]:
+    """`(n_features, m)`: entries of each feature drawn at random, by falling activation; -1 where fewer fire."""
+    n, local = np.diff(entries.indptr), entries.local
+    key = random_keys(entries.first + local.astype(np.int64), entries.row, seed)
+    # Twice as many as are wanted are below this share of all numbers: most are not sorted.
+    share = np.minimum(1.0, (2 * m + 16) / np.maximum(n, 1))
+    is_near = key.astype(np.float64) <= (share * 2.0**64)[local]
+    is_short = np.bincount(local[is_near], minlength=len(n)) < np.minimum(m, n)
+    near = np.flatnonzero(is_near | is_short[local])
+    kept, rank = smallest_of_each(local[near], key[near], np.full(len(n), m))
+    kept = near[kept]
+    out = np.full((len(n), m), -1)
+    out[local[kept], rank] = kept
+    falling = np.full(out.shape, np.iinfo(np.uint64).max, np.uint64)
+    falling[out >= 0] = falling_keys(entries.value[out[out >= 0]], entries.row[out[out >= 0]])
+    return np.take_along_axis(out, np.argsort(falling, axis=1, kind="stable"), axis=1)

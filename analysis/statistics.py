@@ -14,6 +14,7 @@ from ..progress import Reporter
 from ..store.errors import StoreError
 from ..train.l0 import L0Summary
 from .entropy import effective_sample_size, label_entropy
+from .exact_sums import SumUnits
 from .features import open_features
 from .forecast import SAMPLE_BYTES, forecast_counting
 from .scheduler import Compute
@@ -123,6 +124,11 @@ class FeatureStatistics:
     def is_alive(self) -> NDArray[np.bool_]:
         """`(d_sae,)`: whether the feature fires on any of the rows."""
         return self.n_active > 0
+
+    @property
+    def units(self) -> SumUnits:
+        """Units for sums of activations of each feature."""
+        return SumUnits.of_features(self.n_active, self.sum, self.max)
 
     @property
     def l0(self) -> L0Summary:
@@ -316,7 +322,12 @@ def _require_int32(labels_path: str, labels: NDArray[Any]) -> None:
 
 
 def reduce_totals(
-    leaves: Sequence[Any], compute: Compute, reporter: Reporter, merge: Callable[[list[Any]], Any] = merge_totals
+    leaves: Sequence[Any],
+    compute: Compute,
+    reporter: Reporter,
+    merge: Callable[[list[Any]], Any] = merge_totals,
+    *,
+    what: str = "counting",
 ) -> Any:
     """Compute delayed `FeatureTotals`, or what else `merge` joins, of row ranges and merge them as a tree."""
     from dask import delayed
@@ -331,5 +342,5 @@ def reduce_totals(
             )
             for i in range(0, len(level), _MERGE_AT_ONCE)
         ]
-    with reporter.task("counting", len(leaves), "ranges") as task:
+    with reporter.task(what, len(leaves), "ranges") as task:
         return compute.run(level[0], leaves, lambda: task.advance(1))

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,12 @@ from .clusters import Coherence, UldSplit, coherence, find_uld_cluster
 from .coherence_chance import input_variances
 from .details import DetailsOf, details_bytes, write_details
 from .embed import embeddings_of
+from .encode import predict
 from .features import SPLIT_CODES, FeatureActivations, FeaturesInfo, open_features
 from .folders import refuse_existing
-from .forecast import require_space
-from .fused_statistics import encoding_of, fused_totals, open_fused
+from .forecast import forecast_passes, require_space
+from .fused_details import fused_details, needs_second_pass
+from .fused_statistics import close_fused, encoding_of, fused_totals, open_fused
 from .monosemanticity import embeddings_shape
 from .options import StatsOptions
 from .quality import Quality
@@ -74,7 +76,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
     if options.labels is not None:
         raise ValueError("labels goes with a dense matrix; the labels of a run are those of its store")
     run = open_run(run_path)
-    features, source = None, None
+    features = None
     if options.from_store:
         source = open_fused(run_path, encoding_of(options))
         _check_features(options, source.sae.d_sae)
@@ -84,17 +86,22 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
         _check_features(options, features.d_sae)
         start, stop = features.row_range(options.split)
     refuse_existing(run_path / STATS_JSON, overwrite=options.overwrite)
-    if options.embeddings is None and features is not None:
-        found = embeddings_of(run_path, features.info.store_fingerprint)
+    if options.embeddings is None:
+        of_store = source.store.fingerprint if features is None else features.info.store_fingerprint
+        found = embeddings_of(run_path, of_store)
         options = replace(options, embeddings=None if found is None else str(found))
     if options.embeddings is not None:
         embeddings_shape(options.embeddings)
     choose_device(options.device)
-    more = details_bytes(run.d_sae, options, 0 if features is None else features.info.nnz)
+    nnz, _, pass_s = predict(source) if features is None else (features.info.nnz, 0, 0.0)
+    more = details_bytes(run.d_sae, options, nnz)
     reporter.say(require_space(run_path, run.d_sae, options.k, figures=options.figures, more_bytes=more))
-    with open_compute(workers=options.workers, scheduler=options.scheduler) as compute:
+    with ExitStack() as opened:
+        opened.callback(close_fused)
+        compute = opened.enter_context(open_compute(workers=options.workers, scheduler=options.scheduler))
         if features is None:
-            assert source is not None
+            n_passes = 2 if needs_second_pass(options) else 1
+            reporter.say(forecast_passes(source.n, pass_s, n_passes, compute.description))
             fused, info = fused_totals(
                 source, k=options.k, task_bytes=options.task_bytes, compute=compute, reporter=reporter
             )
@@ -132,7 +139,14 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
             {name: q for name, q in quality.items() if q is not None},
         )
         document["intervals"] = None if features is None else quality_intervals(features)
-        with closing(FolderLock(run_path)):
+        with closing(FolderLock(run_path)), ExitStack() as stack:
+            firings = None
+            if features is None:
+                firings = stack.enter_context(
+                    fused_details(
+                        source, info, statistics, split, options, pass_s=pass_s, compute=compute, reporter=reporter
+                    )
+                )
             figures = _draw(run_path, statistics, split, options, reporter)
             store_path = run.store_path if info.is_training_store else info.store
             sheets = _sheets(run_path, store_path, info, statistics, split, options, reporter)
@@ -150,7 +164,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
                         uld=split,
                         sae=sae,
                         features=features,
-                        no_features_because="nothing was kept of the features (--from-store)",
+                        firings=firings,
                     ),
                     options=options,
                     compute=compute,

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 import zarr
 from thresher.analysis.by_feature import write_by_feature
-from thresher.analysis.cofiring import choose_rows, cofiring
+from thresher.analysis.cofiring import choose_rows, cofiring, stored_entries
 from thresher.analysis.columns import Column
 from thresher.analysis.entropy import label_entropy
 from thresher.analysis.entropy_null import entropy_null
+from thresher.analysis.exact_sums import SumUnits
 from thresher.analysis.features import FeaturesInfo, open_features, read_entries
 from thresher.analysis.firings import FiringsSpec, firings
 from thresher.analysis.l0_counts import count_l0_of
@@ -140,10 +141,15 @@ def parts_of(folder: Path) -> dict[str, Callable[[], object]]:
             )  # fmt: skip
         return FeatureStatistics.of_totals(totals, min_labelled=10)
 
+    @cache
+    def units() -> SumUnits:
+        n_active = np.diff(features.feature_starts())
+        return SumUnits.of_features(n_active, n_active * 100.0, np.full(d_sae, 100.0))
+
     def of_firings() -> object:
         spec = FiringsSpec(split="all", samples=8, seed=0, min_labelled=10)
         with open_compute() as compute:
-            found = firings(features, spec, task_bytes=TASK_BYTES, compute=compute, reporter=reporter)
+            found = firings(features, spec, units(), task_bytes=TASK_BYTES, compute=compute, reporter=reporter)
             return sum(len(part.labels.label) for part in found)
 
     def without_uld() -> object:
@@ -153,13 +159,14 @@ def parts_of(folder: Path) -> dict[str, Callable[[], object]]:
     def partners() -> object:
         with open_compute() as compute:
             rows = choose_rows(features, 0, n_rows, "all", None)
-            return sum(len(p.feature) for p in cofiring(features, rows, "all", 32, compute=compute, reporter=reporter))
+            read = stored_entries(features, rows, "all")
+            return sum(len(p.feature) for p in cofiring(read, rows, 32, compute=compute, reporter=reporter))
 
     def alike() -> object:
         path = str(folder / "embeddings.npy")
         with open_compute() as compute:
             return monosemanticity(
-                features, path, split="all", task_bytes=TASK_BYTES, compute=compute, reporter=reporter
+                features, path, units(), split="all", task_bytes=TASK_BYTES, compute=compute, reporter=reporter
             )
 
     def nearest_matmul() -> object:

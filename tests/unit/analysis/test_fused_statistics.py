@@ -9,32 +9,123 @@ import zarr
 from thresher.analysis.encode import encode
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.stats import stats
-from thresher.analysis.stored_statistics import PER_FEATURE, open_statistics
+from thresher.analysis.stored_statistics import open_statistics
+from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 
 QUICK = {"figures": False, "nearest": 0, "null_draws": 0}
+COUNTS_ALONE = {**QUICK, "samples": 0, "cofiring": 0}
 QUALITY = ("mse", "normalized_mse", "explained_variance", "explained_energy", "l1")
 
 
 def counted(run, **options):
-    stats(run.path, StatsOptions(**QUICK, overwrite=True, **options))
-    arrays = {name: array[:] for name, array in zarr.open_group(str(run.path / "stats.zarr"), mode="r").arrays()}
+    stats(run.path, StatsOptions(**{**QUICK, "overwrite": True, **options}))
+    members = zarr.open_group(str(run.path / "stats.zarr"), mode="r").members(max_depth=None)
+    arrays = {name: array[:] for name, array in members if isinstance(array, zarr.Array)}
     return arrays, json.loads((run.path / "stats.json").read_text())
 
 
-@pytest.mark.parametrize(("k", "split"), [(None, "all"), (5, "heldout")])
-def test_they_equal_those_of_encode_and_stats_number_for_number(make_store, make_run, k, split):
-    run = make_run(make_store(n=9_001, invalid=(0, 4095, 4096, 9_000), rows_per_chunk=512, thumbnails=False).path, k=k)
+def assert_same(found, expected):
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+def with_embeddings(run, n, seed=0):
+    """A file of embeddings, one a row; the fourth is none."""
+    embeddings = np.random.default_rng(seed).standard_normal((n, 6)).astype(np.float32)
+    embeddings[3:4] = 0
+    path = run.path.parent / f"embeddings-{seed}.npy"
+    np.save(path, embeddings)
+    return str(path)
+
+
+@pytest.mark.parametrize(("k", "split"), [(None, "all"), (5, "heldout"), (5, "train")])
+def test_they_equal_those_of_encode_and_stats_array_for_array(make_store, make_run, k, split):
+    store = make_store(n=9_001, invalid=(0, 4095, 4096, 9_000), rows_per_chunk=512, thumbnails=False)
+    run = make_run(store.path, k=k)
     encode(run.path, EncodeOptions(split=split))
-    stored, stored_document = counted(run, split=split)
-    fused, document = counted(run, split=split, from_store=True, task_bytes=1)
-    assert set(PER_FEATURE) <= set(fused) <= set(stored)
-    for name, values in fused.items():
-        np.testing.assert_array_equal(values, stored[name], err_msg=name)
+    options = {"split": split, "embeddings": with_embeddings(run, 9_001), "samples": 5, "min_labelled": 4}
+    stored, stored_document = counted(run, **options)
+    fused, document = counted(run, **options, from_store=True, task_bytes=1)
+    assert {"samples/row", "labels/sum", "labels/effective_n", "cofiring/pmi", "monosemanticity"} <= set(stored)
+    assert_same(fused, stored)
     same = ("split", "n_rows", "n_invalid_rows", "n_labelled_rows", "n_dead", "l0", "l0_above_0.1", "max_l0_row", "uld")
+    same += ("details", "absent", "l0_without_uld", "max_l0_row_uld")
     assert {name: document[name] for name in same} == {name: stored_document[name] for name in same}
     for name in QUALITY:
         assert document[name] == pytest.approx(stored_document[name], rel=1e-13)
+    assert not list(run.path.glob(".details-*"))
+
+
+def test_l0_without_the_uld_cluster_is_that_of_stored_features(make_store, make_run):
+    run = make_run(make_store(n=5_000, d=8, rows_per_chunk=512, thumbnails=False).path, d_sae=200)
+    run.sae.b_enc[100:], run.sae.W_enc[:, 100:] = 1e-3, run.sae.W_enc[:, 100:] * 1e-3
+    run.sae.save(run.path / "sae.safetensors")
+    encode(run.path, EncodeOptions())
+    stored, stored_document = counted(run)
+    fused, document = counted(run, from_store=True, task_bytes=1)
+    assert "l0/without_uld" in stored
+    assert_same(fused, stored)
+    for name in ("l0_without_uld", "max_l0_row_uld", "uld"):
+        assert document[name] == stored_document[name] is not None
+
+
+@pytest.mark.parametrize("values", ["tied", "spread", "dead"])
+def test_samples_are_found_exactly_however_many_passes_it_takes(make_store, make_run, monkeypatch, values):
+    rows = np.random.default_rng(0).standard_normal((3_000, 8))
+    if values == "tied":
+        rows = rows[np.arange(3_000) % 4]
+    run = make_run(make_store(rows=rows, n=3_000, rows_per_chunk=512, thumbnails=False).path)
+    if values == "dead":
+        run.sae.b_enc[::2] = -1e4
+        run.sae.save(run.path / "sae.safetensors")
+    encode(run.path, EncodeOptions())
+    stored, _ = counted(run, cofiring=0, samples=3)
+    said = Said()
+    monkeypatch.setattr("thresher.analysis.fused_details.MOST_PASSED", 40)  # of some 10,000 at first
+    stats(
+        run.path,
+        StatsOptions(**QUICK, overwrite=True, from_store=True, task_bytes=1, samples=3, cofiring=0),
+        said,
+    )
+    assert sum("where samples lie" in line for line in said.lines) >= (6 if values == "tied" else 1)
+    fused, _ = counted(run, cofiring=0, samples=3, from_store=True, task_bytes=1)
+    assert_same(fused, stored)
+
+
+class Said(Reporter):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def test_cofiring_is_counted_on_the_same_rows(make_store, make_run):
+    run = make_run(make_store(n=9_001, invalid=(700, 5_000), rows_per_chunk=512, thumbnails=False).path)
+    encode(run.path, EncodeOptions())
+    stored, stored_document = counted(run, cofiring_rows=1_000, samples=0)
+    fused, document = counted(run, cofiring_rows=1_000, samples=0, from_store=True, task_bytes=1)
+    assert_same(fused, stored)
+    assert document["details"] == stored_document["details"]
+    assert 900 < document["details"]["cofiring"]["n_rows"] <= 1_000
+
+
+def test_where_no_detail_is_asked_for_the_rows_are_encoded_once(make_store, make_run):
+    run = make_run(make_store(n=500, thumbnails=False).path)
+    said = Said()
+    result = stats(run.path, StatsOptions(**COUNTS_ALONE, from_store=True), said)
+    assert not any("twice" in line or "once more" in line for line in said.lines)
+    assert result.summary["absent"]["samples"] == "left out by --samples 0"
+
+
+def test_embeddings_of_other_rows_are_refused(make_store, make_run):
+    run = make_run(make_store(n=300, thumbnails=False).path)
+    with pytest.raises(StoreError, match=r"holds 299 embeddings; one for each of the 300 rows"):
+        counted(run, from_store=True, embeddings=with_embeddings(run, 299))
 
 
 def test_they_equal_a_float64_reference(make_store, make_run, dense):
@@ -54,11 +145,11 @@ def test_they_equal_a_float64_reference(make_store, make_run, dense):
 @pytest.mark.faults  # it starts two processes that import torch
 def test_two_processes_count_the_same_and_both_take_part(make_store, make_run):
     run = make_run(make_store(n=20_000, rows_per_chunk=4096, thumbnails=False).path)
-    here, document = counted(run, from_store=True, task_bytes=1)
-    result = stats(run.path, StatsOptions(**QUICK, overwrite=True, from_store=True, task_bytes=1, workers=2))
-    there = zarr.open_group(str(run.path / "stats.zarr"), mode="r")
-    for name in PER_FEATURE:
-        np.testing.assert_array_equal(there[name][:], here[name], err_msg=name)
+    details = {"from_store": True, "embeddings": with_embeddings(run, 20_000), "cofiring_rows": 9_000}
+    here, document = counted(run, task_bytes=1, **details)
+    result = stats(run.path, StatsOptions(**QUICK, overwrite=True, task_bytes=1, workers=2, **details))
+    members = zarr.open_group(str(run.path / "stats.zarr"), mode="r").members(max_depth=None)
+    assert_same({name: array[:] for name, array in members if isinstance(array, zarr.Array)}, here)
     assert result.n_processes == 2
     assert result.summary["mse"] == pytest.approx(document["mse"], rel=1e-12)
 
