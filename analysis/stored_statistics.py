@@ -39,6 +39,12 @@ Only where stored feature activations were counted, and not left out by an optio
                        unfilled. `details` in stats.json says on how many rows this was counted
     cofiring/n_active  uint64  firings of each feature on those rows
     monosemanticity    float32 NaN where fewer than two firing rows have an embedding
+
+Only where `name` or `visualise` ran after the statistics were made, which go without when they are made again:
+
+    agreement          float32 percentile, 0 to 100, to which a feature's optimised picture, its top images and its name
+                       agree (see `visualising/agreement.py`), the mean of three pairs; NaN where one is missing
+    agreement_picture_images, agreement_picture_name, agreement_images_name    float32  the pairs
 """
 
 import json

@@ -1,0 +1,108 @@
+"""The agreement written into the statistics of a planted run: who points to the same concept, by hand and by chance."""
+
+import numpy as np
+import pytest
+from planted_clip import WORDS, make_planted_run
+from thresher.analysis.naming.names_file import NAMES_TSV
+from thresher.analysis.naming.pictures import RowPictures
+from thresher.analysis.stored_statistics import open_statistics
+from thresher.analysis.visualising.agreement import ARRAYS, pair_percentiles
+from thresher.analysis.visualising.image_space import ImageSpace
+from thresher.analysis.visualising.stored_agreement import EMBEDDINGS, write_agreement, write_embeddings
+from thresher.analysis.visualising.visualisations_file import FOLDER
+from thresher.harvest.vision import load_clip, tower_of
+from thresher.store.reader import open_store
+
+N = len(WORDS)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    return make_planted_run(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture
+def witnesses(planted):
+    """The run's model and rows; its names and pictures of earlier tests are gone."""
+    (planted.path / NAMES_TSV).unlink(missing_ok=True)
+    (planted.path / FOLDER / EMBEDDINGS).unlink(missing_ok=True)
+    clip = load_clip(str(planted.model_path))
+    with RowPictures(planted.path, open_store(planted.store_path), tower_of(clip), workers=0) as pictures:
+        yield clip, pictures
+
+
+def write_names(path, names):
+    lines = ["feature\tname\tscore\tstatus", *(f"{feature}\t{name}\t1\t{status}" for feature, name, status in names)]
+    (path / NAMES_TSV).write_text("\n".join(lines))
+
+
+def embed_concepts(pictures, truth, of):
+    """Embeddings as pictures of some concepts have them: the images' mean and the concept's own direction."""
+    return ImageSpace(pictures, np.zeros((1, 1), np.int64)).mean + 0.3 * truth.embedding[of]
+
+
+def read(path):
+    details = open_statistics(path).details
+    return {name: details.array(name)[:] for name in ARRAYS}
+
+
+def test_planted_names_and_pictures_agree_with_the_images_and_shuffled_ones_do_not(planted, witnesses):
+    clip, pictures = witnesses
+    truth = [(feature, WORDS[feature], "named") for feature in range(N)]
+    write_names(planted.path, truth)
+    write_embeddings(planted.path, np.arange(N), embed_concepts(pictures, planted.truth, np.arange(N)))
+    right = write_agreement(planted.path, clip, pictures)
+    found = read(planted.path)
+    assert (right.n_features, right.n_pictures, right.n_names) == (N, N, N)
+    assert found["agreement"][:N].min() > 90
+    assert np.isnan(found["agreement"][N:]).all()
+    assert right.median == pytest.approx(np.median(found["agreement"][:N]))
+    assert f"median percentile {right.median:.0f} over 8 features" in right.line()
+    shifted = (np.arange(N) + 3) % N
+    write_names(planted.path, [(feature, WORDS[at], "named") for feature, at in enumerate(shifted)])
+    wrong = write_agreement(planted.path, clip, pictures)
+    assert wrong.median < 75  # the pictures still agree with the images: 100 for one pair of three
+    after = read(planted.path)
+    assert np.nanmean(after["agreement_images_name"][:N]) < 60
+    np.testing.assert_array_equal(after["agreement_picture_images"], found["agreement_picture_images"])
+
+
+def test_names_alone_give_their_pair_and_unnamed_features_none(planted, witnesses):
+    clip, pictures = witnesses
+    write_names(
+        planted.path, [(0, "pink", "named"), (1, "blue", "unnamed"), (2, "stripe", "named"), (13, "bar", "named")]
+    )
+    result = write_agreement(planted.path, clip, pictures)
+    found = read(planted.path)
+    assert np.flatnonzero(np.isfinite(found["agreement_images_name"])).tolist() == [0, 2]  # 13 is dead
+    assert np.isnan(found["agreement_picture_name"]).all()
+    assert np.isnan(found["agreement"]).all()
+    assert (result.n_features, result.n_names) == (0, 3)
+    assert result.line().endswith("no feature has all three (0 have a picture, 3 a name)")
+
+
+def test_pictures_alone_are_compared_with_the_top_images_of_every_other_feature(planted, witnesses):
+    clip, pictures = witnesses
+    of = np.array([1, 4])
+    embeddings = embed_concepts(pictures, planted.truth, of)
+    write_embeddings(planted.path, of, embeddings)
+    write_agreement(planted.path, clip, pictures)
+    space = ImageSpace(pictures, open_statistics(planted.path).statistics.top_row)
+    vectors = np.full((15, 32), np.nan)
+    vectors[of] = embeddings - space.mean
+    expected = pair_percentiles(vectors, space.top_images(np.arange(15)))
+    np.testing.assert_allclose(read(planted.path)["agreement_picture_images"], expected, atol=1e-3)
+    assert np.flatnonzero(np.isfinite(expected)).tolist() == [1, 4]
+
+
+def test_with_neither_names_nor_pictures_nothing_is_written(planted, witnesses):
+    assert write_agreement(planted.path, *witnesses) is None
+
+
+def test_pictures_embedded_for_another_run_are_none(planted, witnesses):
+    clip, pictures = witnesses
+    for features, width in (([0, 99], 32), ([0], 7)):
+        write_embeddings(planted.path, np.array(features), np.ones((len(features), width), np.float32))
+        assert write_agreement(planted.path, clip, pictures) is None
+    (planted.path / FOLDER / EMBEDDINGS).write_bytes(b"no safetensors")
+    assert write_agreement(planted.path, clip, pictures) is None
