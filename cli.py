@@ -18,6 +18,7 @@ from .embed_command import embed
 from .evaluate_command import evaluate
 from .explore_command import explore
 from .harvest.options import HarvestOptions
+from .name_command import name
 from .progress import ConsoleReporter
 from .report_command import report
 from .train.interchange_options import ExportOptions, ImportOptions, PullOptions, PushOptions
@@ -53,6 +54,7 @@ def main() -> None:
     thresher classes RUN [LABEL]     what its features know of each class
     thresher evaluate RUN IMAGES     what it costs the tower on held-out images
     thresher align RUN               its features beside the tower's neurons
+    thresher name RUN                its features by phrases, each scored
     thresher attributes RUN CSV      which known attributes its features tell
     thresher visualise RUN           pictures that show what its features seek
     thresher report RUN              all of it on one page; compare RUN RUN
@@ -452,6 +454,7 @@ main.add_command(report)
 main.add_command(embed)
 main.add_command(explore)
 main.add_command(evaluate)
+main.add_command(name)
 main.add_command(visualise)
 
 

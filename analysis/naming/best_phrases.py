@@ -9,6 +9,7 @@ Shapes: n features, c candidates, P rows of the pool, k rows of a feature, e the
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ...progress import Task
@@ -23,10 +24,13 @@ from .scores import (
     rank_sum_p_values,
 )
 from .setting import NamingSetting
+from .sparse import SparseCombinations, sparse_combinations
 from .split import FeatureRows
-from .text_space import TextSpace
+from .text_space import TextSpace, unit_rows
 
 N_ALTERNATIVES = 4
+_COMBINATION = -2
+_MOST_COMBINED = 100_000
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -62,7 +66,8 @@ class NamedFeatures:
     Parameters
     ----------
     phrases
-        `(n, 5)`: numbers of the name and of the next best phrases in the vocabulary; -1 for none.
+        `(n, 5)`: numbers of the name and of the next best phrases in the vocabulary; -1 for none, -2 for the feature's
+        combination.
     nearest
         The phrase nearest to the direction, which the name is without scores; -1 of a feature without a direction.
     cosine
@@ -86,6 +91,30 @@ class NamedFeatures:
     p_value: Doubles
     n_naming: Ints
     n_scoring: Ints
+    combinations: SparseCombinations | None = None
+
+    def text(self, space: TextSpace, line: int, place: int) -> str:
+        """The name of a line (place 0), or its next best phrases; empty for none."""
+        phrase = int(self.phrases[line, place])
+        if phrase == _COMBINATION:
+            assert self.combinations is not None
+            return " + ".join(space.phrases[i] for i in self.combinations.phrase[line].tolist() if i >= 0)
+        return "" if phrase < 0 else space.phrases[phrase]
+
+
+def combined_phrases(space: TextSpace, directions: Floats, device: torch.device) -> SparseCombinations:
+    """For each direction `(n, e)` the nearest sum of a few phrases.
+
+    Raises
+    ------
+    ValueError
+        When the vocabulary is too long to be held in memory as often as that takes.
+    """
+    if len(space.phrases) > _MOST_COMBINED:
+        raise ValueError(
+            f"sparse_names combines at most {_MOST_COMBINED:,} phrases; of {len(space.phrases):,} give fewer."
+        )
+    return sparse_combinations(directions, space.unit(slice(None)), device=device)
 
 
 def measure(setting: NamingSetting, features: Ints, task: Task | None = None) -> Measured:
@@ -94,12 +123,14 @@ def measure(setting: NamingSetting, features: Ints, task: Task | None = None) ->
     Parameters
     ----------
     task
-        Told of each change of an image.
+        Told of features.
     """
     rows = tuple(setting.rows_of(feature) for feature in features.tolist())
     fewest = setting.options.fewest_rows
     is_tested = np.array([min(each.n_naming, each.n_scoring) >= fewest for each in rows], bool)
     effects = Effects(*(np.full((len(rows), setting.mean_embedding.shape[0]), np.nan, np.float32) for _ in range(4)))
+    if task is not None:
+        task.advance(int((~is_tested).sum()))
     if is_tested.any():
         chosen = np.flatnonzero(is_tested)
         found = measured_effects(setting, features[chosen], [rows[i] for i in chosen.tolist()], task=task)
@@ -116,6 +147,7 @@ def name_features(
     *,
     centred: bool = True,
     rescored: bool = True,
+    combinations: SparseCombinations | None = None,
 ) -> NamedFeatures:
     """Name features by any directions, and score the names.
 
@@ -127,24 +159,28 @@ def name_features(
         Whether they are compared with centred texts, or with texts as CLIP embeds them.
     rescored
         Whether the best scored of the candidates is the name, or the nearest.
+    combinations
+        Of the directions: those of several phrases are candidates too, before the others.
     """
     n = len(measured.features)
     has_one = ~np.isnan(directions).any(axis=1) & (directions != 0).any(axis=1)
     k = max(setting.options.candidates, 1 + N_ALTERNATIVES)
     ids, cosines = space.nearest(np.where(has_one[:, None], directions, 0), k, centred=centred)  # (n, c)
-    naming_score = np.full(ids.shape, np.nan)
     found = {name: np.full(n, np.nan) for name in _SCORES}
     phrases = np.full((n, 1 + N_ALTERNATIVES), -1, np.int64)
     cosine, chosen_score = np.full(n, np.nan), np.full(n, np.nan)
     for line in np.flatnonzero(has_one & measured.is_tested).tolist():
-        texts = space.unit(ids[line])
+        candidates, near, texts = ids[line], cosines[line], space.unit(ids[line])
+        if combinations is not None and (combinations.phrase[line] >= 0).sum() > 1:
+            candidates, near = np.append(_COMBINATION, candidates), np.append(combinations.cosine[line], near)
+            texts = np.concatenate((_sum(space, combinations, line), texts))
         images = _images(setting, measured, line)
-        naming_score[line] = _naming_scores(texts, images, measured.effects.naming[line], space)
+        naming_score = _naming_scores(texts, images, measured.effects.naming[line], space)
         # of equal scores the nearer phrase
-        order = np.argsort(-naming_score[line], kind="stable") if rescored else np.arange(len(texts))
+        order = np.argsort(-naming_score, kind="stable") if rescored else np.arange(len(texts))
         order = order[: 1 + N_ALTERNATIVES]
-        phrases[line, : len(order)] = ids[line, order]
-        cosine[line], chosen_score[line] = cosines[line, order[0]], naming_score[line, order[0]]
+        phrases[line, : len(order)] = candidates[order]
+        cosine[line], chosen_score[line] = near[order[0]], naming_score[order[0]]
         for name, value in _scores(texts[order[:1]], images, measured.effects, line, space).items():
             found[name][line] = value
     return NamedFeatures(
@@ -156,7 +192,14 @@ def name_features(
         **found,
         n_naming=np.array([each.n_naming for each in measured.rows], np.int64),
         n_scoring=np.array([each.n_scoring for each in measured.rows], np.int64),
+        combinations=combinations,
     )
+
+
+def _sum(space: TextSpace, combinations: SparseCombinations, line: int) -> Floats:
+    """A combination as one unit vector, `(1, e)`."""
+    used = combinations.phrase[line] >= 0
+    return unit_rows((combinations.weight[line, used] @ space.unit(combinations.phrase[line, used]))[None])
 
 
 _SCORES = (

@@ -3,7 +3,7 @@
 Shapes: n features, e the length of an embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +77,7 @@ def measured_effects(
     Parameters
     ----------
     task
-        Told of each change of an image.
+        Told of features as their changes are done.
     """
     others, factors = setting.controls
     parts = [
@@ -106,9 +106,28 @@ def _effects(setting: NamingSetting, parts: list[Changes], n: int, task: Task | 
         n=n * len(parts),
         target=setting.target,
         stored=setting.pictures.stored,
-        task=task,
+        task=None if task is None else _Shares(task, n, len(joined.row)),
     )
     return np.split(found, len(parts))
+
+
+class _Shares:
+    """Tells a task that counts features of changes, as even shares of them."""
+
+    def __init__(self, task: Task, n_features: int, n_changes: int) -> None:
+        self._task, self._n_features, self._n_changes = task, n_features, n_changes
+        self._changes = self._told = 0
+
+    def advance(self, n: int = 1, **fields: object) -> None:
+        """Count changes."""
+        self._changes += n
+        told = self._changes * self._n_features // self._n_changes
+        self._task.advance(told - self._told, **fields)
+        self._told = told
+
+    def show_rows(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Show a table."""
+        self._task.show_rows(rows)
 
 
 def _ablated(

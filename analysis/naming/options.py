@@ -7,6 +7,8 @@ from ...options import option
 METHODS = ("causal", "lens", "data", "post", "dncbm")
 SOURCES = ("labels", "captions", "classes", "nouns")
 TEMPLATES = ("none", "simple", "openai")
+UNCENTRED = {"post": "caption", "dncbm": "none"}
+"""Older methods, kept as they were: the nearest text as CLIP embeds it, of these templates, is the name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +34,10 @@ class NameOptions:
         default=None,
         metavar="SOURCES",
     )
-    templates: str = option(
-        "Embed a phrase as it is (none), or as the mean over open_clip's 7 (simple) or 80 (openai) templates.",
-        default="simple",
+    templates: str | None = option(
+        "Embed a phrase as it is (none), or as the mean over open_clip's 7 (simple) or 80 (openai) templates; by "
+        "default simple, and of post and dncbm their own.",
+        default=None,
         choices=TEMPLATES,
     )
     naming_rows: int = option("Largest images that a name is found by.", default=20, metavar="N", heading="Images")
@@ -63,8 +66,10 @@ class NameOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
-        if self.templates not in TEMPLATES:
+        if self.templates not in (None, *TEMPLATES):
             raise ValueError(f"templates must be one of {', '.join(TEMPLATES)}; got {self.templates!r}")
+        if self.sparse_names and self.method in UNCENTRED:
+            raise ValueError(f"sparse_names goes with causal, data and lens; {self.method} takes the nearest phrase")
         if unknown := [source for source in self.sources if source not in SOURCES]:
             raise ValueError(f"vocabulary {unknown[0]!r} is none of {', '.join(SOURCES)}")
         for name in ("naming_rows", "scoring_rows", "candidates", "batch_size"):
@@ -79,6 +84,11 @@ class NameOptions:
             raise ValueError(f"seed must be 0 or more; got {self.seed}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0; got {self.workers}")
+
+    @property
+    def templates_used(self) -> str:
+        """The templates, resolved; `caption` is the post's."""
+        return self.templates or UNCENTRED.get(self.method, "simple")
 
     @property
     def sources(self) -> tuple[str, ...]:

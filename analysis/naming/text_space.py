@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
-from ...harvest.captions import embed_captions
+from ...harvest.captions import CAPTION, embed_captions
 from ...harvest.vision import LoadedClip, weights_sha256
 from ...progress import Reporter
 from .vocabulary import Vocabulary, nouns
@@ -106,7 +106,7 @@ def load_text_space(
     Parameters
     ----------
     templates
-        A word of `options.TEMPLATES`.
+        A word of `options.TEMPLATES`; or `caption`, the post's "A photo of a {}." alone.
     seed
         Of the random phrases.
 
@@ -156,6 +156,7 @@ def filled(phrases: Sequence[str], templates: str) -> list[str]:
 
     fill = {
         "none": (str,),
+        "caption": (CAPTION.format,),
         "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES,
         "openai": open_clip.OPENAI_IMAGENET_TEMPLATES,
     }[templates]
