@@ -16,8 +16,8 @@ from ...store.outside import require_outside_stores
 from ...train.run_dir import CONFIG
 from ..folders import new_folder, refuse_existing
 from .app import chapters as all_chapters
-from .export_pages import KINDS, Job, RunWriter, Site, jobs_of, prefix_of
-from .match_runs import match_all
+from .export_pages import KINDS, Job, RunWriter, Site, jobs_of, on_disk, prefix_of
+from .match_runs import job_of, match_all
 from .neuron_columns import neuron_columns
 from .options import ExportOptions
 from .page import Chapter, Chosen, Endpoint, PageError, Query
@@ -29,9 +29,9 @@ MARK = "data/export.js"
 """A file of every export, by which one is known."""
 IMAGES_OF_FEATURE = 16
 _SAMPLED = 6  # pages of each kind that are made to predict size and time: their sizes vary by a third
-_SAMPLED_THUMBNAILS = 32
+_SAMPLED_ROUNDS = 2
+_SAMPLED_THUMBNAILS = 64
 _FILE_S = 3e-4  # to make a small file and to have it synced with the others
-_FILE_BYTES = 4096  # a disk's block: files of a few kB take half of one more on average
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ class Forecast:
 
     n_pages: int
     n_thumbnails: int
+    n_files: int
     n_bytes: int
+    n_disk_bytes: int
+    """With the rest of each file's last block: of many small files more than half as much again."""
     seconds: float
 
 
@@ -52,6 +55,7 @@ class ExportResult:
     n_pages: int
     n_files: int
     n_bytes: int
+    n_disk_bytes: int
     seconds: float
     skipped: tuple[str, ...]
     """Pages that could not be made, and why."""
@@ -92,7 +96,7 @@ def export_site(
         site = Site(temporary, known)
         writers = [RunWriter(site, explorer, run, chosen[run.name]) for run in explorer.runs]
         forecast = predict(writers, jobs, chapters, options)
-        _announce(folder, forecast, explorer, chosen, reporter)
+        _announce(folder, forecast, explorer, chosen, options, reporter)
         skipped: list[str] = []
         site.write_static()
         asked = {writer.run.name: writer.asked(chapters) for writer in writers}
@@ -114,19 +118,30 @@ def export_site(
                     task.advance(1)
     n_pages = sum(map(len, jobs.values()))
     result = ExportResult(
-        folder, n_pages - len(skipped), site.n_files, site.n_bytes, time.monotonic() - start_s, tuple(skipped)
+        folder,
+        n_pages - len(skipped),
+        site.n_files,
+        site.n_bytes,
+        site.n_disk_bytes,
+        time.monotonic() - start_s,
+        tuple(skipped),
     )
     _tell(result, reporter)
     return result
 
 
 def choose(explorer: Explorer, run: ExploredRun, options: ExportOptions) -> Chosen:
-    """Of which things of a run an export holds pages; of another run than the first named features mean nothing."""
-    if options.numbers is not None and run is explorer.runs[0]:
-        wrong = [number for number in options.numbers if number >= run.d_sae]
+    """Of which things of a run an export holds pages; of another run than the first: of those nearest to its own."""
+    if options.numbers is not None:
+        own = explorer.runs[0]
+        wrong = [number for number in options.numbers if number >= own.d_sae]
         if wrong:
-            raise ValueError(f"--features: {wrong[0]} is not one of the {run.d_sae:,} features of {run.name}")
+            raise ValueError(f"--features: {wrong[0]} is not one of the {own.d_sae:,} features of {own.name}")
         features = np.array(options.numbers)
+        if run is not own:
+            matches = job_of(own, run).matches
+            features = run.shown[:0] if matches is None else np.unique(matches.feature[features, 0])
+            features = features[features >= 0]
     else:
         features = np.arange(run.d_sae) if options.features == "all" else run.shown
     rows = np.empty(0, np.int64)
@@ -166,8 +181,19 @@ def predict(
     options: ExportOptions,
 ) -> Forecast:
     """Size and time of an export: a few files of each kind are made, thumbnails counted among the features' images."""
-    n_pages = n_thumbnails = 0
-    n_bytes = seconds = 0.0
+    n_pages = n_thumbnails = n_files = 0
+    n_bytes = n_disk_bytes = seconds = 0.0
+
+    def add(n: int, makers: Sequence[Callable[[], bytes | str | None]]) -> None:
+        nonlocal n_files, n_bytes, n_disk_bytes, seconds
+        sizes, each_s = _sampled(makers)
+        if not sizes or not any(sizes):
+            return
+        n_files += n
+        n_bytes += n * float(np.mean(sizes))
+        n_disk_bytes += n * float(np.mean([on_disk(size) for size in sizes]))
+        seconds += n * (each_s + _FILE_S)
+
     for writer in writers:
         kinds: dict[tuple[str, str], list[Callable[[], bytes | str]]] = {}
         for job in jobs[writer.run.name]:
@@ -176,21 +202,21 @@ def predict(
         for endpoint, query in writer.asked(chapters):
             kinds.setdefault(("data", endpoint.path), []).append(partial(_content, writer, endpoint, query))
         for same in kinds.values():
-            mean_bytes, mean_s = _sampled([same[i] for i in _spread(len(same), _SAMPLED)])
-            n_bytes += len(same) * (mean_bytes + _FILE_BYTES / 2)
-            seconds += len(same) * (mean_s + _FILE_S)
-        of_round, round_s = _sampled([partial(_round, writer, options.seed)] if options.rounds else [])
-        n_bytes += options.rounds * of_round
-        seconds += options.rounds * round_s
+            add(len(same), [same[i] for i in _spread(len(same), _SAMPLED)])
+        start_s = time.monotonic()
+        of_rounds = [data.content for data in writer.game(min(options.rounds, _SAMPLED_ROUNDS), options.seed)]
+        n_rounds = writer.n_rounds(options.rounds)
+        seconds += n_rounds * (time.monotonic() - start_s) / _SAMPLED_ROUNDS
+        if n_rounds:
+            n_sampled = min(n_rounds, _SAMPLED_ROUNDS)
+            add(len(of_rounds) * n_rounds // n_sampled, [partial(bytes, content) for content in of_rounds])
         rows = _likely_rows(writer)
         if len(rows) and writer.run.store is not None:
             pictures = [partial(writer.run.thumbnail, int(rows[i])) for i in _spread(len(rows), _SAMPLED_THUMBNAILS)]
-            mean_bytes, mean_s = _sampled(pictures)
-            if mean_bytes:
-                n_thumbnails += len(rows)
-                n_bytes += len(rows) * (mean_bytes + _FILE_BYTES / 2)
-                seconds += len(rows) * (mean_s + _FILE_S)
-    return Forecast(n_pages, n_thumbnails, round(n_bytes), seconds)
+            before = n_files
+            add(len(rows), pictures)
+            n_thumbnails += n_files - before
+    return Forecast(n_pages, n_thumbnails, n_files, round(n_bytes), round(n_disk_bytes), seconds)
 
 
 def _spread(n: int, most: int) -> list[int]:
@@ -199,10 +225,10 @@ def _spread(n: int, most: int) -> list[int]:
     return places
 
 
-def _sampled(makers: "Sequence[Callable[[], bytes | str | None]]") -> tuple[float, float]:
-    """Mean size and time of what some functions make; the first of several is not timed: it loads what all use."""
+def _sampled(makers: "Sequence[Callable[[], bytes | str | None]]") -> tuple[list[int], float]:
+    """Sizes and mean time of what some functions make; the first of several is not timed: it loads what all use."""
     if not makers:
-        return 0.0, 0.0
+        return [], 0.0
     sizes, times = [], []
     for make in makers:
         start_s = time.monotonic()
@@ -211,11 +237,7 @@ def _sampled(makers: "Sequence[Callable[[], bytes | str | None]]") -> tuple[floa
         except PageError:
             sizes.append(0)
         times.append(time.monotonic() - start_s)
-    return float(np.mean(sizes)), float(np.mean(times[1:] or times))
-
-
-def _round(writer: RunWriter, seed: int) -> bytes:
-    return b"".join(data.content for data in writer.game(1, seed))
+    return sizes, float(np.mean(times[1:] or times))
 
 
 def _content(writer: RunWriter, endpoint: Endpoint, query: Query) -> bytes:
@@ -244,29 +266,38 @@ def _likely_rows(writer: RunWriter) -> NDArray[np.int64]:
 
 
 def _announce(
-    folder: Path, forecast: Forecast, explorer: Explorer, chosen: Mapping[str, Chosen], reporter: Reporter
+    folder: Path,
+    forecast: Forecast,
+    explorer: Explorer,
+    chosen: Mapping[str, Chosen],
+    options: ExportOptions,
+    reporter: Reporter,
 ) -> None:
     """Say what will be written; `StoreError` where the disk has no room for it."""
     for run in explorer.runs:
         of = chosen[run.name]
         kinds = [name for name in KINDS.values() if name != "runs"]
         counts = [f"{len(getattr(of, name)):,} {name.replace('rows', 'images')}" for name in kinds]
-        reporter.say(f"{run.name}: pages of {', '.join(counts)}")
+        is_matched = options.numbers is not None and run is not explorer.runs[0]
+        those = f"; its features nearest to those named of {explorer.runs[0].name}" if is_matched else ""
+        reporter.say(f"{run.name}: pages of {', '.join(counts)}{those}")
     reporter.say(
         f"writing {folder}: {forecast.n_pages:,} pages and up to {forecast.n_thumbnails:,} thumbnails, "
-        f"about {format_bytes(forecast.n_bytes)} in about {format_s(forecast.seconds)}"
+        f"about {format_bytes(forecast.n_bytes)} ({format_bytes(forecast.n_disk_bytes)} of a disk with blocks of 4 kB) "
+        f"in about {format_s(forecast.seconds)}"
     )
     free = free_bytes(folder.parent)
-    if forecast.n_bytes > free:
+    if forecast.n_disk_bytes > free:
         raise StoreError(
-            f"{folder} needs about {format_bytes(forecast.n_bytes)} and its disk has {format_bytes(free)}: choose "
+            f"{folder} needs about {format_bytes(forecast.n_disk_bytes)} and its disk has {format_bytes(free)}: choose "
             "fewer with --features and --images, or another DIR."
         )
 
 
 def _tell(result: ExportResult, reporter: Reporter) -> None:
     reporter.say(
-        f"{result.folder}: {result.n_pages:,} pages, {format_bytes(result.n_bytes)} in {result.n_files:,} files, in "
+        f"{result.folder}: {result.n_pages:,} pages, {format_bytes(result.n_bytes)} in {result.n_files:,} files "
+        f"({format_bytes(result.n_disk_bytes)} of a disk with blocks of 4 kB), in "
         f"{format_s(result.seconds)}. Open {result.folder / 'index.html'}"
     )
     if result.skipped:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .bundle import bundle
+from .game_choice import game_of
 from .game_export import export_rounds
 from .page import Answer, Chapter, Chosen, Endpoint, Page, PageError, Query
 from .render import plain, render_error, render_page, static_files, to_json
@@ -25,6 +26,7 @@ _LINK = re.compile(r'(<a\b[^>]*?) href="([^"]*)"')
 _PICTURE = re.compile(r'(<img\b[^>]*?) src="([^"]*)"')
 _THUMBNAIL = re.compile(r"(?:.*/)?t/(\d+)\.webp")
 _INLINED = re.compile(r'<script type="application/json"[^>]*>(.*?)</script>', re.DOTALL)
+_BLOCK_BYTES = 4096  # of a disk
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Site:
     known: set[str]
     n_files: int = 0
     n_bytes: int = 0
+    n_disk_bytes: int = 0
+    """With the rest of each file's last block."""
     _bundles: dict[tuple[str, ...], str] = field(default_factory=dict)
     _modules: dict[str, str] = field(default_factory=dict)
 
@@ -99,6 +103,7 @@ class Site:
             file.write(content)
         self.n_files += 1
         self.n_bytes += len(content)
+        self.n_disk_bytes += on_disk(len(content))
 
     def write_static(self) -> None:
         """Style sheets and pictures; scripts are written with the pages that they are of."""
@@ -202,6 +207,13 @@ class RunWriter:
         self.site.write(self.prefix + data.path, data.content)
         self._write_rows(data.value)
 
+    def n_rounds(self, most: int) -> int:
+        """Rounds of the game that there are, up to some."""
+        try:
+            return min(most, game_of(self.run).n_rounds)
+        except PageError:
+            return 0
+
     def game(self, n: int, seed: int) -> list[Data]:
         """Rounds of the game; none where the run has no game, which its page then says."""
         try:
@@ -219,7 +231,15 @@ class RunWriter:
             static_root="/".join([*top, "static"]),
             suffix=".html",
             top="/".join(top) or ".",
+            holds=self._holds,
         )
+
+    @property
+    def _holds(self) -> str:
+        n, of = len(self.chosen.features), len(self.run.shown)
+        if n >= of:
+            return ""
+        return f"This export holds the pages of {n:,} of {of:,} features. Counts and plots are of the whole run."
 
     def _thumbnail(self, row: int) -> bool:
         """Write a row's thumbnail, once; whether there is one."""
@@ -244,6 +264,11 @@ class RunWriter:
             for each in value:
                 if isinstance(each, list | Mapping):
                     self._write_rows(each)
+
+
+def on_disk(n_bytes: int) -> int:
+    """What a file of some bytes takes of a disk: whole blocks."""
+    return -(-n_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
 def prefix_of(explorer: Explorer, run: ExploredRun) -> str:

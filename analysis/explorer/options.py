@@ -40,8 +40,8 @@ class ExportOptions:
     """What a static export holds: options of `explore RUN... --export DIR`."""
 
     features: str = option(
-        "Features whose pages are written: numbers with commas (of the first run), shown (alive and outside the "
-        "ultra-low-density cluster) or all.",
+        "Features whose pages are written: numbers with commas (of the first run; of others those nearest to them), "
+        "shown (alive and outside the ultra-low-density cluster) or all.",
         default="shown",
         metavar="1,2,3|shown|all",
     )

@@ -25,6 +25,9 @@ class Urls:
     pictures: str = ""
     """`ExploredRun.pictures_version`; empty for none, and in an export."""
 
+    holds: str = ""
+    """What a static export of some features says of itself on every page."""
+
     @property
     def is_export(self) -> bool:
         """Whether pages are plain files."""

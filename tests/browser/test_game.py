@@ -89,15 +89,16 @@ def test_four_choices_are_played_to_their_end(browser, game_url, run):
     assert "(95 % interval 21 % to 94 %), with 1.0 of 5 grids open" in at(browser, "accuracy").text  # Wilson's, by hand
 
 
-def test_the_blurred_picture_costs_a_point_among_four(browser, game_url, run):
+def test_the_blurred_picture_costs_nothing_among_four_and_its_rounds_count_apart(browser, game_url, run):
     browser.get(f"{game_url}/game?seed=4&mode=four")
     assert "worth 5 now, 7.5" in at(browser, "worth").text
     click(browser, "show-blurred")
     all_pictures_load(browser)
-    assert "worth 4 now, 6" in at(browser, "worth").text
+    assert "worth 5 now, 7.5" in at(browser, "worth").text
     click(browser, f"choice-{game_of(run).choices(4, 0).place}")
     assert verdict(browser) == "Right."
-    assert at(browser, "points").text == "6"
+    assert at(browser, "points").text == "7.5"
+    assert "1 of 1 right among four with the blurred image seen" in at(browser, "accuracy").text
 
 
 def test_a_round_counts_once(browser, game_url, run):

@@ -10,8 +10,8 @@ const MOST_POINTS = 5, HARD = 1.5;
 let round, answer = null, isDone = false, isBlurOpen = false;
 const opened = new Set();
 
-// Points of a right guess now; among four the blurred picture is covered, since its colours alone nearly tell the answer.
-const worth = (isHard) => Math.max(0, MOST_POINTS - opened.size - (isBlurOpen && round.mode === "four" ? 1 : 0)) * (isHard ? HARD : 1);
+// Points of a right guess now.
+const worth = (isHard) => (MOST_POINTS - opened.size) * (isHard ? HARD : 1);
 
 function fail(error) {
   at("trouble").textContent = error.message;
@@ -34,14 +34,14 @@ function showWorth() {
 
 function showBlurred() {
   isBlurOpen = true;
-  showWorth();
   at("blurred-place").replaceChildren(make("img", { src: url.data(round.blurred), alt: "The image, blurred", width: 224, height: 224 }));
 }
 
+// Among four it is covered until it is asked for: its colours alone tell the answer in two rounds of three.
 function startBlurred() {
   if (round.mode === "free") { showBlurred(); return; }
-  at("blurred-caption").textContent = "The image, blurred. Its colours may tell the four apart, so that here it costs a point.";
-  at("blurred-place").replaceChildren(make("button", { type: "button", id: "show-blurred", onclick: showBlurred }, "Show it (−1 point)"));
+  at("blurred-caption").textContent = "The image, blurred. Its colours may tell the four apart: rounds in which it was seen are counted apart.";
+  at("blurred-place").replaceChildren(make("button", { type: "button", id: "show-blurred", onclick: showBlurred }, "Show it"));
 }
 
 function clueCard(feature, place) {
@@ -128,7 +128,7 @@ function askForJudgement() {
 function finish(isRight, isOwn) {
   const isHard = round.mode === "four" && answer.is_hard;
   const before = wasPlayed(round), points = isRight ? worth(isHard) : 0;
-  keep(round, { isRight, isOwn, revealed: opened.size, points });
+  keep(round, { isRight, isOwn, isSeen: isBlurOpen, revealed: opened.size, points });
   const words = before ? "This round was played before and counts once." : `${number(points)} ${points === 1 ? "point" : "points"}${isHard && points > 0 ? ", with half as much again for hard choices" : ""}.`;
   const page = url.image(answer.row), features = round.clues.map((feature) => [url.feature(feature), feature]);
   at("result").replaceChildren(

@@ -1,7 +1,7 @@
 // The score of the game, in this browser alone: points, streak, and how often guesses were right.
 //
 //   wasPlayed(round)                          what came of this round before: {points, isRight}, or null
-//   keep(round, {isRight, isOwn, revealed, points})    once a round; isOwn: the player judged alone
+//   keep(round, {isRight, isOwn, isSeen, revealed, points})    once a round; isOwn: the player judged alone, isSeen: saw the blurred image
 //   score()                                   {points, streak, longest, played, groups}
 //   accuracyText(groups)                      one line a group, with a 95 % interval
 //   forget()                                  starts over
@@ -22,14 +22,14 @@ function write() {
 
 export const wasPlayed = (round) => state.rounds[nameOf(round)] ?? null;
 
-export function keep(round, { isRight, isOwn, revealed, points }) {
+export function keep(round, { isRight, isOwn, isSeen, revealed, points }) {
   state = read() ?? state;  // another tab may have played on
   if (wasPlayed(round)) return;
   state.rounds[nameOf(round)] = { isRight, points };
   state.points += points;
   state.streak = isRight ? state.streak + 1 : 0;
   state.longest = Math.max(state.longest, state.streak);
-  const group = state.groups[round.mode === "four" ? "four" : isOwn ? "own" : "typed"] ??= { n: 0, right: 0, revealed: 0 };
+  const group = state.groups[round.mode === "four" ? (isSeen ? "seen" : "four") : isOwn ? "own" : "typed"] ??= { n: 0, right: 0, revealed: 0 };
   group.n += 1;
   group.right += isRight ? 1 : 0;
   group.revealed += revealed;
@@ -43,7 +43,7 @@ export function forget() {
   write();
 }
 
-const titles = { four: "among four (chance: 25 %)", typed: "with a typed label", own: "by own judgement" };
+const titles = { four: "among four (chance: 25 %)", seen: "among four with the blurred image seen", typed: "with a typed label", own: "by own judgement" };
 
 export function accuracyText(groups) {
   const lines = Object.keys(titles).filter((name) => groups[name]?.n).map((name) => {

@@ -135,8 +135,11 @@ def test_the_size_is_said_before_and_after(site, said):
     sizes = [float(re.search(r"([\d.]+) MB", line)[1]) for line in (before, after)]
     held = sum(file.stat().st_size for file in site.rglob("*") if file.is_file()) / 1e6
     assert sizes[1] == pytest.approx(held, rel=0.01)
-    # the disk's blocks are counted before: some hundred files of 300 bytes take 2 kB more each
-    assert sizes[1] < sizes[0] < 4 * sizes[1]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.15)
+    blocks = sum(-(-file.stat().st_size // 4096) * 4096 for file in site.rglob("*") if file.is_file()) / 1e6
+    on_disk = [float(re.search(r"\(([\d.]+) MB of a disk", line)[1]) for line in (before, after)]
+    assert on_disk[1] == pytest.approx(blocks, rel=0.01)
+    assert on_disk[0] == pytest.approx(blocks, rel=0.15)
 
 
 def test_named_features_alone_have_pages(runs, tmp_path):
@@ -145,6 +148,28 @@ def test_named_features_alone_have_pages(runs, tmp_path):
     text = (tmp_path / "site" / "f" / "3.html").read_text()
     assert 'href="../f/0.html"' in text or 'href="../f/3.html"' not in text
     assert "../f/5.html" not in text
+
+
+def test_of_another_run_the_features_nearest_to_the_named_ones_have_pages(runs, tmp_path):
+    said = Said()
+    export_site(runs, tmp_path / "site", ExportOptions(features="0,3,5", images=1, rounds=0), said)
+    a, b = (ExploredRun(path) for path in runs)
+    of_a, of_b = (each.run.load_sae().W_dec.detach().numpy().astype(np.float64)[: each.d_sae] for each in (a, b))
+    of_a, of_b = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (of_a, of_b))
+    cosine = np.where(b.is_dead, -np.inf, of_a[[0, 3, 5]] @ of_b.T)
+    cosine = cosine[~a.is_dead[[0, 3, 5]]]
+    pages = sorted(int(page.stem) for page in (tmp_path / "site" / "runs" / "b" / "f").glob("*.html"))
+    assert pages == np.unique(cosine.argmax(axis=1)).tolist()
+    assert any("nearest to those named of a" in line for line in said.lines)
+
+
+def test_an_export_of_some_features_says_what_its_counts_are_of(site, runs, tmp_path):
+    export_site(runs[:1], tmp_path / "site", ExportOptions(features="0", images=1, rounds=0))
+    n = len(ExploredRun(runs[0]).shown)
+    said = f"This export holds the pages of 1 of {n} features. Counts and plots are of the whole run."
+    for name in ("index", "features", "atlas", "f/0"):
+        assert said in (tmp_path / "site" / f"{name}.html").read_text()
+    assert "This export holds" not in (site / "index.html").read_text()
 
 
 def test_an_export_is_replaced_only_when_told_and_nothing_else_is(runs, tmp_path):
