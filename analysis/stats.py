@@ -30,7 +30,7 @@ from .quality import Quality
 from .quality_intervals import quality_intervals
 from .scheduler import open_compute
 from .statistics import FeatureStatistics, dense_shape, dense_totals, sparse_totals
-from .stored_statistics import STATS_JSON, Source, summarise, write_statistics
+from .stored_statistics import STATS_JSON, STATS_ZARR, Source, summarise, write_statistics
 
 if TYPE_CHECKING:
     from ..train.models import SparseAutoencoder
@@ -93,6 +93,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
     if options.embeddings is not None:
         embeddings_shape(options.embeddings)
     choose_device(options.device)
+    had_agreement = (run_path / STATS_ZARR / "agreement").exists()
     nnz, _, pass_s = predict(source) if features is None else (features.info.nnz, 0, 0.0)
     more = details_bytes(run.d_sae, options, nnz)
     reporter.say(require_space(run_path, run.d_sae, options.k, figures=options.figures, more_bytes=more))
@@ -170,6 +171,11 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
                     compute=compute,
                     reporter=reporter,
                 ),
+            )
+        if had_agreement:
+            reporter.warn(
+                "the agreement of pictures, top images and names went with the earlier statistics: "
+                "`thresher visualise`, given as before, writes it anew"
             )
         computed_on = compute.description
     return StatsResult(

@@ -2,7 +2,7 @@
 
 `visualise` and `name` each write it when they are done, of the pictures and names that there are then: without a name
 or a picture the percentiles that need it are NaN. Statistics that are computed again lack it, since their top images
-may be others; the same `visualise` or `name` again, which finds its own work done, writes it anew.
+may be others; `visualise` given as before, which finds its pictures made, writes it anew.
 """
 
 from dataclasses import dataclass

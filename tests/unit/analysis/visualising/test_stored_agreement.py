@@ -5,12 +5,15 @@ import pytest
 from planted_clip import WORDS, make_planted_run
 from thresher.analysis.naming.names_file import NAMES_TSV
 from thresher.analysis.naming.pictures import RowPictures
+from thresher.analysis.options import StatsOptions
+from thresher.analysis.stats import stats
 from thresher.analysis.stored_statistics import open_statistics
 from thresher.analysis.visualising.agreement import ARRAYS, pair_percentiles
 from thresher.analysis.visualising.image_space import ImageSpace
 from thresher.analysis.visualising.stored_agreement import EMBEDDINGS, write_agreement, write_embeddings
 from thresher.analysis.visualising.visualisations_file import FOLDER
 from thresher.harvest.vision import load_clip, tower_of
+from thresher.progress import Reporter
 from thresher.store.reader import open_store
 
 N = len(WORDS)
@@ -106,3 +109,18 @@ def test_pictures_embedded_for_another_run_are_none(planted, witnesses):
         assert write_agreement(planted.path, clip, pictures) is None
     (planted.path / FOLDER / EMBEDDINGS).write_bytes(b"no safetensors")
     assert write_agreement(planted.path, clip, pictures) is None
+
+
+def test_statistics_made_again_say_that_the_agreement_went_with_the_earlier_ones(planted, witnesses):
+    write_names(planted.path, [(0, "pink", "named")])
+    write_agreement(planted.path, *witnesses)
+    assert open_statistics(planted.path).details.has("agreement")
+    warned = []
+    reporter = Reporter()
+    reporter.warn = warned.append
+    again = StatsOptions(figures=False, min_labelled=2, null_draws=5, samples=2, overwrite=True)
+    stats(planted.path, again, reporter)
+    assert not open_statistics(planted.path).details.has("agreement")
+    assert [text for text in warned if "`thresher visualise`, given as before, writes it anew" in text]
+    stats(planted.path, again, reporter)
+    assert len([text for text in warned if "anew" in text]) == 1
