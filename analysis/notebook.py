@@ -13,10 +13,11 @@ from ..train.run_dir import Run
 from ..train.run_dir import open_run as open_training_run
 
 if TYPE_CHECKING:
-    from .explorer.names import Name
     from .explorer.pages.feature import FeatureView, Numbers
     from .explorer.pages.feature_labels import LabelRow
+    from .explorer.pages.feature_naming import Naming
     from .explorer.pages.feature_neighbours import Neighbour
+    from .explorer.pages.feature_visualisation import Agreement, Visualisation
     from .explorer.runs import ExploredRun
 
 _N_PICTURES = 16
@@ -83,9 +84,34 @@ class Feature:
         return self._view.numbers
 
     @property
-    def name(self) -> "Name | None":
-        """What `names.tsv` calls it, with score and method."""
+    def name(self) -> str:
+        """What it is called, by a person or else by `names.tsv`; empty for nothing."""
         return self._view.name
+
+    @property
+    def naming(self) -> "Naming":
+        """Its automatic name with every score, alternatives and status, and a person's own name beside it."""
+        return self._view.naming
+
+    @property
+    def visualisation(self) -> "Visualisation | None":
+        """Verdict, checks and seeds of the pictures that `thresher visualise` made of it; None where it made none."""
+        return self._view.visualisation
+
+    @property
+    def agreement(self) -> "Agreement | None":
+        """Percentiles by which picture, top images and name agree; None where that was not computed."""
+        return self._view.agreement
+
+    def picture(self, place: int = 0) -> bytes:
+        """Bytes of one of its pictures, the best first."""
+        from .explorer.page import NotHere
+        from .explorer.pages.feature_visualisation import picture_file
+
+        try:
+            return picture_file(self._run, self.id, place).read()
+        except NotHere as error:
+            raise StoreError(str(error)) from error
 
     @property
     def density(self) -> float:
@@ -159,7 +185,7 @@ class Feature:
         from .explorer.render import number, percent
 
         n, view = self.numbers, self._view
-        named = f" “{view.name.name}”" if view.name else ""
+        named = f" “{view.name}”" if view.name else ""
         if view.is_dead:
             return f"Feature {self.id}{named} of {view.n_features:,}: dead, 0 on all {n.n_rows:,} rows ({n.split})"
         parts = [
@@ -172,6 +198,7 @@ class Feature:
         return f"Feature {self.id}{named} of {view.n_features:,}: {'; '.join(parts)}"
 
     def _repr_html_(self) -> str:
+        from .explorer.pages.feature_visualisation import data_url
         from .explorer.render import render_alone
 
         counts = self._view.histogram.counts
@@ -181,6 +208,7 @@ class Feature:
             run=self._run,
             view=self._view,
             pictures=self._pictures(),
+            made=data_url(self._run, self.id, 0) if self._view.visualisation else "",
             bars=[count / max(counts) for count in counts[filled[0] : filled[-1] + 1]] if filled else [],
         )
 

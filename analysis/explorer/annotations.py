@@ -1,9 +1,9 @@
-"""Tags, notes and sensitive marks that people put on features, kept in one small file beside the run.
+"""Names, tags, notes and sensitive marks that people put on features, kept in one small file beside the run.
 
 `RUN/annotations.json`:
 
     {"format": "thresher-annotations", "format_version": 1, "sae_sha256": "2503e1c0...",
-     "features": {"12": {"tags": ["dogs"], "note": "only side views", "sensitive": true}}}
+     "features": {"12": {"name": "dog ears", "tags": ["dogs"], "note": "only side views", "sensitive": true}}}
 
 What is empty is left out. The file is read again whenever it has changed, and before each change to it, so that several
 tabs, servers and machines that share a run do not undo each other's work.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...store.files import write_atomically
-from .names import printable
+from ..naming.names_file import LONGEST_NAME, printable
 from .page import BadQuery, PageError, Unavailable
 
 ANNOTATIONS_JSON = "annotations.json"
@@ -32,7 +32,7 @@ MOST_BYTES = 16 << 20
 
 
 class Conflict(PageError):
-    """A note was changed elsewhere since the visitor saw it."""
+    """A note or a name was changed elsewhere since the visitor saw it."""
 
     status = 409
 
@@ -45,26 +45,28 @@ class Annotation:
     """Sorted, without repeats, in lower case."""
     note: str = ""
     sensitive: bool = False
+    name: str = ""
+    """What people call it, whatever `names.tsv` says; empty for nothing."""
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is said."""
-        return not (self.tags or self.note or self.sensitive)
+        return not (self.tags or self.note or self.sensitive or self.name)
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored: without what is empty."""
-        record = {"tags": list(self.tags), "note": self.note, "sensitive": self.sensitive}
+        record = {"name": self.name, "tags": list(self.tags), "note": self.note, "sensitive": self.sensitive}
         return {name: value for name, value in record.items() if value}
 
     @classmethod
     def of_json(cls, record: object) -> "Annotation":
         """Read back; `BadQuery` where it is nothing that may be stored."""
         if not isinstance(record, dict):
-            raise BadQuery("an annotation must be an object with tags, note and sensitive.")
-        note, sensitive = record.get("note", ""), record.get("sensitive", False)
-        if not isinstance(note, str) or not isinstance(sensitive, bool):
-            raise BadQuery("of an annotation, note must be a string and sensitive true or false.")
-        return cls(clean_tags(record.get("tags", [])), clean_note(note), sensitive)
+            raise BadQuery("an annotation must be an object with name, tags, note and sensitive.")
+        name, note, sensitive = record.get("name", ""), record.get("note", ""), record.get("sensitive", False)
+        if not isinstance(name, str) or not isinstance(note, str) or not isinstance(sensitive, bool):
+            raise BadQuery("of an annotation, name and note must be strings and sensitive true or false.")
+        return cls(clean_tags(record.get("tags", [])), clean_note(note), sensitive, clean_name(name))
 
 
 def clean_tags(tags: object) -> tuple[str, ...]:
@@ -88,6 +90,13 @@ def clean_note(note: str) -> str:
     cleaned = "\n".join(printable(line) for line in note.splitlines()).strip("\n")
     if len(cleaned) > LONGEST_NOTE:
         raise BadQuery(f"a note has at most {LONGEST_NOTE:,} characters, not {len(cleaned):,}.")
+    return cleaned
+
+
+def clean_name(name: str) -> str:
+    """A name as it is stored: one line; `BadQuery` where it is too long."""
+    if len(name) > 4 * LONGEST_NAME or len(cleaned := printable(name)) > LONGEST_NAME:
+        raise BadQuery(f"a name has at most {LONGEST_NAME} characters, not {len(name):,}.")
     return cleaned
 
 
@@ -163,14 +172,16 @@ class Annotations:
         tags: object | None = None,
         note: str | None = None,
         sensitive: bool | None = None,
+        name: str | None = None,
         note_before: str | None = None,
+        name_before: str | None = None,
     ) -> Annotation:
         """Change what is said of a feature; what is None stays as it is stored.
 
         Parameters
         ----------
-        note_before
-            The note that the new one was written over; another in the file is kept, and `Conflict` raised.
+        note_before, name_before
+            What the new one was written over; another in the file is kept, and `Conflict` raised.
 
         Raises
         ------
@@ -184,10 +195,13 @@ class Annotations:
             before = stored.get(feature, Annotation())
             if note is not None and note_before is not None and before.note not in (note_before, clean_note(note)):
                 raise Conflict(f"The note on feature {feature} was changed elsewhere meanwhile: reload to see it.")
+            if name is not None and name_before is not None and before.name not in (name_before, clean_name(name)):
+                raise Conflict(f"The name of feature {feature} was changed elsewhere meanwhile: reload to see it.")
             stored[feature] = Annotation(
                 before.tags if tags is None else clean_tags(tags),
                 before.note if note is None else clean_note(note),
                 before.sensitive if sensitive is None else sensitive,
+                before.name if name is None else clean_name(name),
             )
 
         return self._write(changed).get(feature, Annotation())
@@ -195,7 +209,8 @@ class Annotations:
     def merge(self, document: object, d_sae: int) -> int:
         """Add the annotations of another file, and give how many features it speaks of.
 
-        Tags are joined, a sensitive mark stays, and a note that differs is put under the one that is there.
+        Tags are joined, a sensitive mark stays, a note that differs is put under the one that is there, and so is a
+        name, where there is another.
 
         Raises
         ------
@@ -210,11 +225,13 @@ class Annotations:
         def changed(stored: dict[int, Annotation]) -> None:
             for feature, new in added.items():
                 old = stored.get(feature, Annotation())
-                notes = [old.note, *([new.note] if new.note and new.note not in old.note else [])]
+                other = f"Also called {new.name}." if new.name and old.name not in ("", new.name) else ""
+                notes = [old.note, *(each for each in (new.note, other) if each and each not in old.note)]
                 stored[feature] = Annotation(
                     clean_tags([*old.tags, *new.tags]),
                     clean_note("\n".join(filter(None, notes))),
                     old.sensitive or new.sensitive,
+                    old.name or new.name,
                 )
 
         self._write(changed)

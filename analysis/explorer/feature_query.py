@@ -4,13 +4,19 @@ import math
 import re
 from urllib.parse import urlencode
 
-from .listing import ORDERS, SETS, Filters, Range
+from .listing import NAMED, ORDERS, SETS, VERDICTS, Filters, Range
 from .page import BadQuery, Query
 
-SORTS = ("id", "name", "label", "density", "mean_top", "max", "entropy", "monosemanticity", "cosine", "given", "score")
-_FALLING = ("density", "mean_top", "max", "monosemanticity", "cosine", "score")
+SORTS = (
+    *("id", "name", "name_score", "label", "density", "mean_top", "max", "entropy", "monosemanticity", "cosine"),
+    *("agreement", "verdict", "given", "score"),
+)
+_FALLING = ("name_score", "density", "mean_top", "max", "monosemanticity", "cosine", "agreement", "verdict", "score")
 """What one wants the largest of first."""
-_PARAMETERS = ("q", "d", "m", "e", "label", "tag", "named", "set", "ids", "sort", "order", "page")
+_PARAMETERS = (
+    *("q", "d", "m", "e", "a", "s", "label", "tag", "named", "verdict"),
+    *("set", "ids", "sort", "order", "page"),
+)
 _MOST_WORDS = 8
 _MOST_LABELS = 1 << 31
 LONGEST_IDS = 60_000
@@ -42,7 +48,10 @@ def read_filters(query: Query) -> Filters:
         e=_range(query, "e"),
         label=None if label < 0 else label,
         tag=query.text("tag").strip().lower(),
-        is_named=query.choice("named", ("0", "1")) == "1",
+        agreement=_range(query, "a"),
+        name_score=_range(query, "s"),
+        named=query.choice("named", NAMED),
+        verdict=query.choice("verdict", VERDICTS),
         set=query.choice("set", SETS),
         ids=ids,
         sort=sort,

@@ -51,7 +51,7 @@ def firing_features(
     """
     if not len(index):
         return []
-    statistics, names, sensitive = run.stored.statistics, run.names, run.annotations.sensitive
+    statistics, names, sensitive = run.stored.statistics, run.names.now(), run.annotations.sensitive
     largest = float(value[0])
     chosen = index[start:stop]
     rows, values, labels = (
@@ -59,14 +59,13 @@ def firing_features(
     )
     found = []
     for place, feature in enumerate(chosen.tolist()):
-        named = names.get(feature)
         pictures = zip(rows[place], values[place], labels[place], strict=True)
         found.append(
             FiringFeature(
                 feature=feature,
                 value=float(value[start + place]),
                 share=float(value[start + place]) / largest,
-                name="" if named is None else named.name,
+                name=names.of(feature),
                 density=float(run.density[feature]),
                 is_uld=bool(run.is_uld[feature]),
                 is_sensitive=feature in sensitive,

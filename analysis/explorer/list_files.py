@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .annotations import Annotation
 from .listing import Selection
 
 if TYPE_CHECKING:
     from .runs import ExploredRun
 
+VERDICT_WORDS = {1: "passed", 0: "failed", -1: ""}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes a cell for a formula by."""
 
@@ -20,13 +22,17 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def columns(run: "ExploredRun", selection: Selection) -> dict[str, list[Any]]:
     """The columns of a list by name, a value for each feature; None where a number is undefined."""
     ids, listing, statistics = selection.ids, run.listing, run.stored.statistics
-    names = [run.names.get(feature) for feature in ids.tolist()]
-    said = [run.annotations.of(feature) for feature in ids.tolist()]
+    names, annotations, nothing = run.names.now(), run.annotations.features, Annotation()
+    lines = [names.lines.get(feature) for feature in ids.tolist()]
+    said = [annotations.get(feature, nothing) for feature in ids.tolist()]
     found: dict[str, list[Any]] = {
         "feature": ids.tolist(),
-        "name": [each.name if each else "" for each in names],
-        "name_score": [each.score if each else None for each in names],
-        "name_method": [each.method if each else "" for each in names],
+        "name": [names.of(feature) for feature in ids.tolist()],
+        "own_name": [each.name for each in said],
+        "automatic_name": [names.automatic(feature) for feature in ids.tolist()],
+        "name_status": [each.status if each else "" for each in lines],
+        "name_score": [each.score if each else None for each in lines],
+        "name_method": [each.method if each else "" for each in lines],
         "top_label": [None if label < 0 else label for label in listing.top_label[ids].tolist()],
         "top_label_name": [run.label_name(label) if label >= 0 else "" for label in listing.top_label[ids].tolist()],
         "top_label_share": _numbers(listing.top_share[ids]),
@@ -43,6 +49,10 @@ def columns(run: "ExploredRun", selection: Selection) -> dict[str, list[Any]]:
         found["monosemanticity"] = _numbers(listing.monosemanticity[ids])
     if listing.cosine is not None:
         found["max_neuron_cosine"] = _numbers(listing.cosine[ids])
+    if listing.agreement is not None:
+        found["agreement"] = _numbers(run.array("agreement")[ids])
+    if listing.verdicts is not None:
+        found["picture_verdict"] = [VERDICT_WORDS[each] for each in np.nan_to_num(listing.verdicts[ids], nan=-1)]
     if selection.scores:
         found["phrase_score"] = [selection.scores.get(feature) for feature in ids.tolist()]
     found["sensitive"] = [each.sensitive for each in said]

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ...store.errors import StoreError
 from ..stored_alignment import ALIGNMENT_ZARR
 from .alignments import opened_alignment
-from .annotations import Annotation
+from .feature_names import Said
 from .page import BadQuery
 from .top_labels import top_labels
+from .visualised import visualised
 
 if TYPE_CHECKING:
     from .runs import ExploredRun
@@ -25,7 +26,12 @@ DENSE = 0.1
 POST_LOG_DENSITY, POST_LOG_MEAN_TOP = -4.0, -0.7
 """The post looks at features above both of these, with a label entropy."""
 SETS = ("shown", "post", "dense", "uld", "dead", "all")
+NAMED = ("0", "1", "unnamed", "own")
+"""Any, named, without a name, named by a person."""
+VERDICTS = ("", "passed", "failed")
 ORDERS = ("asc", "desc")
+BY_NAMES = ("name", "name_score")
+"""What lists are sorted by that changes when a person names a feature."""
 _KEPT_SELECTIONS = 64
 
 Floats = NDArray[np.float64]
@@ -67,13 +73,19 @@ class Filters:
     """Of label entropy, in nats."""
     label: int | None = None
     """The top label."""
+    agreement: Range | None = None
+    """Of the percentile."""
+    name_score: Range | None = None
     tag: str = ""
-    is_named: bool = False
+    named: str = "0"
+    """One of `NAMED`."""
+    verdict: str = ""
+    """On the picture, one of `VERDICTS`; empty for any and for none."""
     set: str = "shown"
     ids: tuple[int, ...] = ()
     """Of these alone, in this order where `sort` is `given`; empty for all."""
     sort: str = "id"
-    """A key of `Listing.keys`, or `given` or `score`."""
+    """One of `Listing.sorts`, or `given` or `score`."""
     is_falling: bool = False
 
 
@@ -93,7 +105,7 @@ class Listing:
         self._run = run
         self._lock = threading.Lock()
         self._orders: dict[tuple[str, bool], Ints] = {}
-        self._selections: OrderedDict[Filters, tuple[object, Selection]] = OrderedDict()
+        self._selections: OrderedDict[Filters, tuple[object, object, Selection]] = OrderedDict()
         self.log_density, self.log_mean_top, self.entropy = run.points.astype(np.float64)
         self.mean_top: Floats = run.stored.statistics.mean_top.astype(np.float64)
         self.max: Floats = run.stored.statistics.max.astype(np.float64)
@@ -129,22 +141,37 @@ class Listing:
         return found
 
     @cached_property
+    def agreement(self) -> Floats | None:
+        """Percentile by which a feature's picture, top images and name agree; None where not stored."""
+        return self._run.array("agreement").astype(np.float64) if self._run.has("agreement") else None
+
+    @property
+    def verdicts(self) -> Floats | None:
+        """Of the pictures, 1 passed, 0 failed, NaN none; None where none was checked."""
+        found = visualised(self._run)
+        return found.verdicts if found.checked else None
+
+    @property
+    def sorts(self) -> tuple[str, ...]:
+        """What the table can be sorted by, but for phrases and lists."""
+        return (*self.keys, *BY_NAMES, *(("verdict",) if self.verdicts is not None else ()))
+
+    @cached_property
     def keys(self) -> dict[str, Any]:
-        """What the table can be sorted by: numbers, or words of which empty ones come last."""
+        """What it can be sorted by that does not change: numbers, or words of which empty ones come last."""
         n = self._run.d_sae
         label_names = np.array(
             [self._label_text(label) for label in range(-1, int(self.top_label.max(initial=-1)) + 1)]
         )
         keys: dict[str, Any] = {
             "id": np.arange(n),
-            "name": self._names_sorted(),
             "label": _places(label_names)[self.top_label + 1],
             "density": self.log_density,
             "mean_top": self.mean_top,
             "max": self.max,
             "entropy": self.entropy,
         }
-        more = {"monosemanticity": self.monosemanticity, "cosine": self.cosine}
+        more = {"monosemanticity": self.monosemanticity, "cosine": self.cosine, "agreement": self.agreement}
         return keys | {name: values for name, values in more.items() if values is not None}
 
     def of_set(self, name: str) -> Bools:
@@ -157,12 +184,14 @@ class Listing:
         return {name: int(found.sum()) for name, found in self._sets.items()}
 
     def order(self, sort: str, is_falling: bool) -> Ints:
-        """All features by one of `keys`; NaN last in both directions, equals by rising number."""
+        """All features by one of `sorts`; NaN last in both directions, equals by rising number."""
+        if sort in BY_NAMES:
+            return self._run.names.columns(self._run.annotations.features).order(sort, is_falling)
+        if sort == "verdict":
+            return _ordered(visualised(self._run).verdicts, is_falling)
         found = self._orders.get((sort, is_falling))
         if found is None:
-            key = np.asarray(self.keys[sort], np.float64)
-            found = np.argsort(-key if is_falling else key, kind="stable")
-            self._orders[sort, is_falling] = found
+            found = self._orders[sort, is_falling] = _ordered(np.asarray(self.keys[sort], np.float64), is_falling)
         return found
 
     def select(self, filters: Filters, rank: Ranked | None = None) -> Selection:
@@ -178,38 +207,43 @@ class Listing:
         BadQuery
             When it is sorted by a column that this run does not have.
         """
-        said = self._run.annotations.features
+        said, verdicts = self._run.annotations.features, visualised(self._run).verdicts
         with self._lock:
             known = self._selections.get(filters)
-            if known is not None and known[0] is said:
+            if known is not None and known[0] is said and known[1] is verdicts:
                 self._selections.move_to_end(filters)
-                return known[1]
+                return known[2]
         found = self._select(filters, said, rank)
         with self._lock:
-            self._selections[filters] = said, found
+            self._selections[filters] = said, verdicts, found
             if len(self._selections) > _KEPT_SELECTIONS:
                 self._selections.popitem(last=False)
         return found
 
-    def _select(self, filters: Filters, said: Mapping[int, Annotation], rank: Ranked | None) -> Selection:
-        if filters.sort not in (*self.keys, "given", "score"):
-            raise BadQuery(f"this run cannot be sorted by {filters.sort[:40]!r}; by {', '.join(self.keys)}.")
+    def _select(self, filters: Filters, said: Said, rank: Ranked | None) -> Selection:
+        sorts, names = self.sorts, self._run.names.columns(said)
+        if filters.sort not in (*sorts, "given", "score"):
+            raise BadQuery(f"this run cannot be sorted by {filters.sort[:40]!r}; by {', '.join(sorts)}.")
         kept = self.of_set(filters.set).copy()
         for range_, values in (
             (filters.d, self.log_density),
             (filters.m, self.log_mean_top),
             (filters.e, self.entropy),
+            (filters.agreement, self.agreement),
+            (filters.name_score, names.score),
         ):
             if range_ is not None:
-                kept &= range_.holds(values)
+                kept &= False if values is None else range_.holds(values)
         if filters.label is not None:
             kept &= self.top_label == filters.label
-        if filters.is_named:
-            kept &= self._is_named
+        if filters.named != "0":
+            kept &= {"1": names.is_named, "unnamed": ~names.is_named, "own": names.is_own}[filters.named]
+        if filters.verdict:
+            kept &= visualised(self._run).verdicts == (filters.verdict == "passed")
         if filters.tag:
             kept &= self._among(feature for feature, each in said.items() if filters.tag in each.tags)
         for word in filters.words:
-            kept &= self._matching(word, said)
+            kept &= self._matching(word, said) | names.containing(word)
         given = [feature for feature in dict.fromkeys(filters.ids) if feature < len(kept)]
         if filters.ids:
             kept &= self._among(given)
@@ -219,7 +253,7 @@ class Listing:
             ranked, scores = rank(self._run, filters.phrase)
             kept &= self._among(ranked)
         order = self.order("id", False)
-        if filters.sort in self.keys:
+        if filters.sort in sorts:
             order = self.order(filters.sort, filters.is_falling)
         elif filters.sort == "given" and filters.ids:
             order = np.array(given[::-1] if filters.is_falling else given, np.int64)
@@ -244,10 +278,6 @@ class Listing:
             "all": np.ones(run.d_sae, bool),
         }
 
-    @cached_property
-    def _is_named(self) -> Bools:
-        return self._among(self._run.names)
-
     def _among(self, features: Any) -> Bools:
         """`(d_sae,)` whether each feature is one of some, all of which are features of this run or beyond it."""
         found = np.zeros(self._run.d_sae, bool)
@@ -255,23 +285,14 @@ class Listing:
         found[ids[ids < len(found)]] = True
         return found
 
-    def _matching(self, word: str, said: Mapping[int, Annotation]) -> Bools:
-        """Where a word is the feature's number, or within its name, its top label or a tag."""
-        ids, texts = self._name_texts
-        kept = np.zeros(self._run.d_sae, bool)
-        kept[ids] = np.fromiter((word in text for text in texts), bool, len(texts))
+    def _matching(self, word: str, said: Said) -> Bools:
+        """Where a word is the feature's number, or within its top label or a tag."""
         labels = np.fromiter((word in text for text in self._label_texts), bool, len(self._label_texts))
-        kept |= labels[self.top_label + 1]
+        kept: Bools = labels[self.top_label + 1]
         kept |= self._among(feature for feature, each in said.items() if any(word in tag for tag in each.tags))
         if word.isascii() and word.isdigit() and len(word) <= 9 and int(word) < len(kept):
             kept[int(word)] = True
         return kept
-
-    @cached_property
-    def _name_texts(self) -> tuple[Ints, list[str]]:
-        """Named features, and their names in lower case."""
-        names = self._run.names
-        return np.fromiter(names, np.int64, len(names)), [each.name.lower() for each in names.values()]
 
     @cached_property
     def _label_texts(self) -> list[str]:
@@ -281,16 +302,14 @@ class Listing:
     def _label_text(self, label: int) -> str:
         return "" if label < 0 else self._run.label_name(label).lower()
 
-    def _names_sorted(self) -> Floats:
-        """The place of each feature's name among all names; NaN without one."""
-        ids, texts = self._name_texts
-        found = np.full(self._run.d_sae, np.nan)
-        found[ids] = _places(np.array(texts)) if texts else 0
-        return found
-
     def _say(self, line: str) -> None:
         if line not in self._run.notes:
             self._run.notes.append(line)
+
+
+def _ordered(key: Floats, is_falling: bool) -> Ints:
+    """Places by a key, NaN last in both directions, equals by rising number."""
+    return np.argsort(-key if is_falling else key, kind="stable")
 
 
 def _places(texts: NDArray[Any]) -> Floats:

@@ -4,7 +4,7 @@ import atexit
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from ...store.format import Site
 from ...store.reader import ActivationStore, open_store
 from ...train.run_dir import Run, open_run
 from ..features import FEATURES_ZARR, FeatureActivations, open_features
+from ..naming.names_file import read_name_lines
 from ..stored_statistics import StoredStatistics, are_of, open_statistics
 from .annotations import Annotations
 from .class_counts import ClassCounts
@@ -27,7 +28,6 @@ from .class_tables import ClassTables, read_class_tables
 from .feature_names import FeatureNames
 from .label_index import LabelIndex
 from .listing import Listing
-from .names import read_name_lines
 from .page import NotHere, PageError, Unavailable
 
 if TYPE_CHECKING:
@@ -238,8 +238,7 @@ class ExploredRun:
     def names(self) -> FeatureNames:
         """What features are called; names.tsv is read once."""
         lines, problem = read_name_lines(self.path, self.d_sae)
-        if problem is not None and problem not in self.notes:
-            self.notes.append(problem)
+        self.notes += [problem] if problem else []
         return FeatureNames(lines, self.annotations, self.d_sae)
 
     @cached_property

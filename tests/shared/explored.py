@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 from thresher.analysis.encode import encode
+from thresher.analysis.naming.names_file import COLUMNS, NAMES_TSV
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.stats import stats
+from thresher.analysis.visualising.visualisations_file import COLUMNS as VISUALISATIONS_COLUMNS
+from thresher.analysis.visualising.visualisations_file import FOLDER, VISUALISATIONS_TSV
 from thresher.store.format import Site
 from thresher.store.layout import StoreSpec, keys_sha256
 from thresher.store.loading import plan_loading
@@ -42,6 +46,8 @@ HOSTILE_KEYS = (
     b"../../etc/passwd",
 )
 """Keys of the first images; the rest are `pictures/6.png` and so on."""
+HOSTILE_WORDS = "<img src=x onerror=alert(1)> \u202eword\x07 \x1b[31m {{ 7 * 7 }} 'quoted'"
+"""A name, method, alternative or reason that breaks a page which does not escape it."""
 QUICK = StatsOptions(figures=False, overwrite=True, min_labelled=3, null_draws=20, samples=8)
 
 
@@ -125,6 +131,44 @@ def make_explored_run(
             encode(path, EncodeOptions(device="cpu"))
             stats(path, options)
     return Explored(path, store_path, sae, ultra_low, dead)
+
+
+def give_meaning(run_path: Path, n_features: int, words: str = "striped flag") -> None:
+    """Names, pictures, verdicts and agreement of a made run's features, as `name` and `visualise` write them.
+
+    Of ten features 0 to 3 are named `words` and the number, by falling score, 4 and 5 unnamed, 6 untested; 7 to 9 have
+    no line. Features 0 (passed, three seeds) and 1 (failed), and so on by tens, have pictures; the even ones an
+    agreement, equal to their number in percent of all.
+    """
+    lines = ["\t".join(COLUMNS)]
+    for feature in range(n_features):
+        kind = feature % 10
+        auroc, z = (0.99 - feature / 1000, 4.5) if kind < 4 else (0.6, 1.25)
+        numbers = [auroc, auroc - 0.1, z, 99, 2.5, 20, 50, 0.001, 0.004 if kind < 4 else 0.2]
+        if kind < 6:
+            name, status = f"{words} {feature}", "named" if kind < 4 else "unnamed"
+            cells = [feature, name, (auroc + 0.99) / 2, "causal", status, *numbers, f"{words} or so; second best"]
+            lines.append("\t".join(map(str, cells)))
+        elif kind == 6:
+            lines.append("\t".join([str(feature), "", "", "causal", "untested", *[""] * 10]))
+    (run_path / NAMES_TSV).write_text("\n".join(lines) + "\n")
+    folder = run_path / FOLDER
+    folder.mkdir()
+    for feature in range(0, n_features, 10):
+        for file in (f"{feature}", f"{feature}-1", f"{feature}-2", f"{feature + 1}"):
+            (folder / f"{file}.webp").write_bytes(picture(feature))
+    checks = [3.5, 1.25, 99.5, 2, 0.25, 31, 0.95, 0.85, 0.75, 0.5, 97.5]
+    made: list[list[object]] = [list(VISUALISATIONS_COLUMNS)]
+    for feature in range(0, n_features, 10):
+        shared = [f"{feature}.webp", "maco", 0, *checks]
+        made.append([feature, *shared, "passed", "", 0.7])
+        made.append([feature + 1, f"{feature + 1}.webp", *shared[1:], "failed", f"{words} are larger on it", 0.7])
+    text = "\n".join("\t".join(map(str, line)) for line in made)
+    (folder / VISUALISATIONS_TSV).write_text(text + "\n")
+    of_all = np.where(np.arange(n_features) % 2 == 0, 100 * np.arange(n_features) / n_features, np.nan)
+    group = zarr.open_group(str(run_path / "stats.zarr"), mode="r+")
+    for name in ("agreement_picture_images", "agreement_picture_name", "agreement_images_name", "agreement"):
+        group.create_array(name, data=of_all.astype(np.float32))
 
 
 def _directions(d_in: int, n_labels: int) -> np.ndarray:

@@ -29,6 +29,7 @@ class Atlas:
     sensitive: list[int]
     """Features whose pictures are blurred, of those on the map."""
     longest_phrase: int
+    has_names: bool
 
 
 def view(run: ExploredRun, query: Query) -> Atlas:
@@ -45,6 +46,7 @@ def view(run: ExploredRun, query: Query) -> Atlas:
         k=run.stored.statistics.k,
         sensitive=sensitive.tolist(),
         longest_phrase=phrases.LONGEST_PHRASE,
+        has_names=run.names.are_any,
     )
 
 
@@ -80,16 +82,22 @@ def points(run: ExploredRun, query: Query) -> Answer:
     return Answer(b"".join(column.tobytes() for column in columns), "application/octet-stream", rows=rows)
 
 
+def names(run: ExploredRun, query: Query) -> dict[str, Any]:
+    """What features are called, by number."""
+    return {"names": run.names.columns(run.annotations.features).names}
+
+
 def phrase(run: ExploredRun, query: Query) -> dict[str, Any]:
     """The shown features that a phrase `q` describes best, `n` of them, with their scores: cosines after centring."""
     n = query.integer("n", 20, 1, MOST_FOUND)
     text = phrases.clean_phrase(query.values.get("q", ""))
     ids, scores = phrases.rank(run, text)
+    called = run.names.now()
     found = [
         {
             "feature": feature,
             "score": round(score, 4),
-            "name": run.names[feature].name if feature in run.names else "",
+            "name": called.of(feature),
             "row": int(run.stored.statistics.top_row[feature, 0]),
             "is_sensitive": run.annotations.is_sensitive(feature),
         }
@@ -109,11 +117,16 @@ def _made(run: ExploredRun, chosen: Chosen) -> Iterable[Query]:
     return (Query(),)
 
 
+def _once(run: ExploredRun, chosen: Chosen) -> Iterable[Query]:
+    return (Query(),) if run.names.are_any else ()
+
+
 CHAPTER = Chapter(
     pages=(Page("atlas", "/atlas", view),),
     endpoints=(
         Endpoint("/atlas-progress.json", progress),
         Endpoint("/atlas.bin", points, exports=_made),
+        Endpoint("/names.json", names, is_slow=True, exports=_once),
         Endpoint("/phrase.json", phrase, is_slow=True),
         Endpoint("/phrase.bin", phrase_scores, is_slow=True),
     ),

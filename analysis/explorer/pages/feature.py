@@ -1,20 +1,27 @@
 """The page of a feature: its images, its numbers, its labels, its neurons, the features beside it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...samples import SAMPLE_GROUPS
-from ..names import Name
 from ..page import Chapter, Chosen, Endpoint, NotHere, Page, Query
 from ..runs import ExploredRun
 from .feature_alignment import StoredNeurons, cosines_answer, has_alignment, stored_neurons
 from .feature_labels import LabelTable, label_table
+from .feature_naming import Naming, naming
 from .feature_neighbours import Neighbour, nearest_by, partners
 from .feature_patches import has_patches, heat_answer
-from .feature_visualisation import Visualisation, visualisation, visualisation_answer
+from .feature_visualisation import (
+    Agreement,
+    Visualisation,
+    agreement,
+    exported_pictures,
+    picture_answer,
+    visualisation,
+)
 
 N_TOP = 16
 """Images in the first grid."""
@@ -90,7 +97,9 @@ class FeatureView:
 
     feature: int
     n_features: int
-    name: Name | None
+    name: str
+    """Empty for none."""
+    naming: Naming
     is_dead: bool
     is_uld: bool
     is_dense: bool
@@ -108,9 +117,8 @@ class FeatureView:
     partners: list[Neighbour]
     alignment: StoredNeurons | None
     has_patches: bool
-    has_visualisation: bool
-    visualisation: Visualisation | None = field(repr=False)
-    """Not in the JSON, which shows no path."""
+    visualisation: Visualisation | None
+    agreement: Agreement | None
     previous: int | None
     """Of the features that are browsed by default."""
     next: int | None
@@ -149,11 +157,12 @@ def view(run: ExploredRun, query: Query) -> FeatureView:
         for name in ("samples", "labels", "cofiring", "nearest", "null")
         if not run.has(name)
     }
-    is_dead, picture = bool(run.is_dead[feature]), visualisation(run, feature)
+    is_dead, named = bool(run.is_dead[feature]), naming(run, feature)
     return FeatureView(
         feature=feature,
         n_features=run.d_sae,
-        name=run.names.get(feature),
+        name=named.shown,
+        naming=named,
         is_dead=is_dead,
         is_uld=bool(run.is_uld[feature]),
         is_dense=numbers.density > _DENSE_DENSITY
@@ -170,8 +179,8 @@ def view(run: ExploredRun, query: Query) -> FeatureView:
         partners=partners(run, feature) if run.has("cofiring") else [],
         alignment=stored_neurons(run, feature),
         has_patches=has_patches(run),
-        has_visualisation=picture is not None,
-        visualisation=picture,
+        visualisation=visualisation(run, feature),
+        agreement=agreement(run, feature),
         previous=before,
         next=after,
         absent=absent,
@@ -272,7 +281,7 @@ def _with_patches(run: ExploredRun, chosen: Chosen) -> list[Query]:
 
 
 def _with_visualisation(run: ExploredRun, chosen: Chosen) -> list[Query]:
-    return _queries(feature for feature in chosen.features if visualisation(run, feature) is not None)
+    return exported_pictures(run, chosen.features)
 
 
 CHAPTER = Chapter(
@@ -282,6 +291,6 @@ CHAPTER = Chapter(
         Endpoint("/f/{feature:int}/labels.json", _labels_answer, exports=_with_more_labels),
         Endpoint("/f/{feature:int}/heat.json", heat_answer, is_slow=True, exports=_with_patches),
         Endpoint("/f/{feature:int}/alignment.json", cosines_answer, is_slow=True, exports=_with_neurons),
-        Endpoint("/f/{feature:int}/visualisation", visualisation_answer, exports=_with_visualisation),
+        Endpoint("/f/{feature:int}/picture-{place:int}.webp", picture_answer, exports=_with_visualisation),
     ),
 )

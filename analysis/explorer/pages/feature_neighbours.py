@@ -33,9 +33,9 @@ def nearest_by(run: ExploredRun, feature: int, side: str) -> list[Neighbour]:
     """The features whose rows of W_dec (`decoder`) or columns of W_enc (`encoder`) are nearest to its own by cosine."""
     found, cosine = (run.array(f"nearest/{side}_{what}")[feature] for what in ("feature", "cosine"))
     is_one = found >= 0
-    rows, sensitive = _rows(run, found[is_one]), run.annotations.sensitive
+    rows, names, sensitive = _rows(run, found[is_one]), run.names.now(), run.annotations.sensitive
     return [
-        Neighbour(other, _name(run, other), other in sensitive, own, cosine=value)
+        Neighbour(other, names.of(other), other in sensitive, own, cosine=value)
         for other, value, own in zip(found[is_one].tolist(), cosine[is_one].tolist(), rows, strict=True)
     ]
 
@@ -44,10 +44,10 @@ def partners(run: ExploredRun, feature: int) -> list[Neighbour]:
     """The features that fire on the same rows, by falling Jaccard index."""
     found, *numbers = (run.array(f"cofiring/{what}")[feature] for what in ("feature", "jaccard", "pmi", "n_both"))
     is_one = found >= 0
-    rows, sensitive = _rows(run, found[is_one]), run.annotations.sensitive
+    rows, names, sensitive = _rows(run, found[is_one]), run.names.now(), run.annotations.sensitive
     columns = (values[is_one].tolist() for values in (found, *numbers))
     return [
-        Neighbour(other, _name(run, other), other in sensitive, own, jaccard=jaccard, pmi=pmi, n_both=n_both)
+        Neighbour(other, names.of(other), other in sensitive, own, jaccard=jaccard, pmi=pmi, n_both=n_both)
         for (other, jaccard, pmi, n_both), own in zip(zip(*columns, strict=True), rows, strict=True)
     ]
 
@@ -55,8 +55,3 @@ def partners(run: ExploredRun, feature: int) -> list[Neighbour]:
 def _rows(run: ExploredRun, features: NDArray[np.integer]) -> list[list[int]]:
     top = run.stored.statistics.top_row[features, :_THUMBNAILS].tolist()
     return [[row for row in rows if row >= 0] for rows in top]
-
-
-def _name(run: ExploredRun, feature: int) -> str:
-    name = run.names.get(feature)
-    return "" if name is None else name.name

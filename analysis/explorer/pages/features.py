@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import list_files
 from ..feature_query import SORTS, address, read_filters, sort_changes, values_of
-from ..listing import DENSE, SETS, Filters, Selection
+from ..listing import BY_NAMES, DENSE, SETS, Filters, Selection
 from ..page import Answer, Chapter, Chosen, Endpoint, Page, Query, Unavailable
 from ..runs import ExploredRun
 
@@ -25,7 +25,11 @@ _SET_TEXTS = {
 }
 _HEADS = {
     "id": ("Feature", "number of the feature, from 0"),
-    "name": ("Name", "from names.tsv"),
+    "name": ("Name", "what a person called it, else the phrase that `thresher name` found"),
+    "name_score": (
+        "Score",
+        "of the automatic name, 0 to 1: mean of its AUROC and its ablation percentile; none beside a person's name",
+    ),
     "label": ("Top label", "label with the largest share of the feature's activation on labelled rows, and that share"),
     "density": ("Density", "log10 of the share of rows on which the feature is > 0"),
     "mean_top": ("Mean top", "mean of the largest positive activations, up to 20 or as many as stats was asked for"),
@@ -39,6 +43,11 @@ _HEADS = {
         "Neuron",
         "largest cosine of the encoder vector with a neuron's output vector; the largest absolute one with attention's",
     ),
+    "agreement": (
+        "Agreement",
+        "percentile by which picture, top images and name agree, the mean over the three pairs: 50 by chance",
+    ),
+    "verdict": ("Picture", "whether the optimised picture passed every check"),
     "score": ("Match", "how well the feature matches the phrase, by the text tower"),
 }
 
@@ -58,6 +67,11 @@ class Row:
 
     id: int
     name: str
+    """Empty for none."""
+    is_own_name: bool
+    """Whether a person gave it."""
+    name_score: float | None
+    """Of an automatic name."""
     thumbs: list[Thumb]
     """Of its strongest rows."""
     label: int
@@ -75,6 +89,9 @@ class Row:
     """Firing labelled rows that the entropy is over."""
     monosemanticity: float | None
     cosine: float | None
+    agreement: float | None
+    verdict: str
+    """Of its picture: passed or failed; empty where there is none."""
     score: float | None
     """Of the phrase, where one is asked for."""
     is_uld: bool
@@ -121,6 +138,13 @@ class Features:
     rows: list[Row]
     heads: list[Head]
     sets: list[Set]
+    has_names: bool
+    has_pictures: bool
+    """Whether any picture was checked."""
+    has_agreement: bool
+    best: str
+    worst: str
+    """Query strings of the named features by their scores."""
     tags: dict[str, int]
     """Known tags, and how many features have each."""
     label_name: str
@@ -162,6 +186,11 @@ def view(run: ExploredRun, query: Query) -> Features:
         rows=rows(run, shown),
         heads=_heads(run, filters, values),
         sets=[Set(key, *_SET_TEXTS[key], int(run.listing.n_of_set[key])) for key in SETS],
+        has_names=run.names.are_any,
+        has_pictures=run.listing.verdicts is not None,
+        has_agreement=run.listing.agreement is not None,
+        best=address({"named": "1", "sort": "name_score"}),
+        worst=address({"named": "1", "sort": "name_score", "order": "asc"}),
         tags=run.annotations.known_tags(),
         label_name="" if filters.label is None else run.label_name(filters.label),
         without_label=address(values, label=None),
@@ -184,7 +213,7 @@ def selected(run: ExploredRun, filters: Filters) -> Selection:
 def rows(run: ExploredRun, selection: Selection) -> list[Row]:
     """Some features as they are shown."""
     ids, listing, statistics = selection.ids, run.listing, run.stored.statistics
-    nothing = [None] * len(ids)
+    nothing, verdicts = [None] * len(ids), listing.verdicts
     top = statistics.top_row[ids, :THUMBNAILS].tolist() if run.has_thumbnails else [[]] * len(ids)
     columns: tuple[Iterable[Any], ...] = (
         ids.tolist(),
@@ -199,20 +228,23 @@ def rows(run: ExploredRun, selection: Selection) -> list[Row]:
         statistics.n_labelled[ids].tolist(),
         nothing if listing.monosemanticity is None else listing.monosemanticity[ids].tolist(),
         nothing if listing.cosine is None else listing.cosine[ids].tolist(),
+        nothing if listing.agreement is None else listing.agreement[ids].tolist(),
+        nothing if verdicts is None else np.nan_to_num(verdicts[ids], nan=-1).tolist(),
         run.is_uld[ids].tolist(),
         run.is_dead[ids].tolist(),
     )
-    names, said, label_name = run.names, run.annotations.features, run.label_name
+    names, label_name = run.names.now(), run.label_name
+    said, lines = names.said, names.lines
     found = []
-    for feature, top_rows, top_labels, label, *numbers, monosemanticity, cosine, is_uld, is_dead in zip(
-        *columns, strict=True
-    ):
-        share, density, mean_top, largest, entropy, n_labelled = numbers
-        name, annotation = names.get(feature), said.get(feature)
+    for feature, top_rows, top_labels, label, *numbers, is_uld, is_dead in zip(*columns, strict=True):
+        share, density, mean_top, largest, entropy, n_labelled, monosemanticity, cosine, agreement, verdict = numbers
+        own, automatic, annotation = names.own(feature), names.automatic(feature), said.get(feature)
         found.append(
             Row(
                 id=feature,
-                name=name.name if name else "",
+                name=own or automatic,
+                is_own_name=bool(own),
+                name_score=lines[feature].score if automatic and not own else None,
                 thumbs=[Thumb(row, label_name(of)) for row, of in zip(top_rows, top_labels, strict=False) if row >= 0],
                 label=label,
                 label_name=label_name(label),
@@ -224,6 +256,8 @@ def rows(run: ExploredRun, selection: Selection) -> list[Row]:
                 n_labelled=n_labelled,
                 monosemanticity=monosemanticity,
                 cosine=cosine,
+                agreement=agreement,
+                verdict=list_files.VERDICT_WORDS[-1 if verdict is None else verdict],
                 score=selection.scores.get(feature),
                 is_uld=is_uld,
                 is_dead=is_dead,
@@ -235,9 +269,9 @@ def rows(run: ExploredRun, selection: Selection) -> list[Row]:
 
 
 def _heads(run: ExploredRun, filters: Filters, values: dict[str, str]) -> list[Head]:
-    keys = [key for key in SORTS if key in run.listing.keys or (key == "score" and filters.phrase)]
-    if not run.names:
-        keys.remove("name")
+    hidden = () if run.names.are_any else BY_NAMES
+    keys = [key for key in SORTS if key in run.listing.sorts or (key == "score" and filters.phrase)]
+    keys = [key for key in keys if key not in hidden]
     heads = []
     for key in keys:
         direction = "none" if key != filters.sort else "descending" if filters.is_falling else "ascending"

@@ -127,10 +127,9 @@ def clue_document(run: ExploredRun, game: Game, seed: int, n: int, clue: int) ->
     """What a revealed feature shows."""
     found = game.round(seed, n)
     feature = found.clues[clue]
-    name = run.names.get(feature)
     return {
         "feature": feature,
-        "name": name.name if name else None,
+        "name": run.names.now().of(feature) or None,
         "value": float(found.values[found.features == feature][0]),
         "density": float(run.density[feature]),
         "is_sensitive": run.annotations.is_sensitive(feature),

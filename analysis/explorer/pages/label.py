@@ -302,12 +302,12 @@ def _taken(run: ExploredRun, label: int, ids: Ints, found: Taken | None, n_pictu
 
 
 def _groups(run: ExploredRun, label: int, n_rows: int) -> list[Group]:
-    top = run.stored.statistics.top_row
+    top, names = run.stored.statistics.top_row, run.names.now()
     return [
         Group(
             depth=depth,
             feature=part.feature,
-            name=run.names[part.feature].name if part.feature in run.names else "",
+            name=names.of(part.feature),
             n_rows=part.n_class,
             share=part.n_class / max(1, n_rows),
             is_part=part.is_part,

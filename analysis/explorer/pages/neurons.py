@@ -230,18 +230,17 @@ def _labels(run: ExploredRun, columns: NeuronColumns, unit: int) -> list[tuple[i
 
 
 def _aligned(run: ExploredRun, columns: NeuronColumns, unit: int) -> list[Aligned]:
-    s, sensitive, found = run.stored.statistics, run.annotations.sensitive, []
+    s, names, sensitive, found = run.stored.statistics, run.names.now(), run.annotations.sensitive, []
     for feature, cosine in zip(
         columns.feature[unit, :SHOWN_FEATURES].tolist(), columns.cosine[unit, :SHOWN_FEATURES].tolist(), strict=True
     ):
         if feature < 0:
             continue
-        named = run.names.get(feature)
         found.append(
             Aligned(
                 feature=feature,
                 cosine=cosine,
-                name="" if named is None else named.name,
+                name=names.of(feature),
                 density=float(run.density[feature]),
                 label_entropy=float(s.label_entropy[feature]),
                 is_uld=bool(run.is_uld[feature]),

@@ -14,7 +14,8 @@ from ..runs import ExploredRun
 from .features import Row, rows
 
 PER_PAGE = 100
-_CHANGES = ("tags", "note", "sensitive", "note_before")
+_CHANGES = ("tags", "note", "sensitive", "name", "note_before", "name_before")
+_TEXTS = ("note", "name", "note_before", "name_before")
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,19 @@ def _change(run: ExploredRun, query: Query) -> dict[str, Any]:
     changes = read_document(query.body)
     if not isinstance(changes, dict) or not changes or set(changes) - set(_CHANGES):
         raise BadQuery(f"a change is an object with some of {', '.join(_CHANGES)}.")
-    for name, kind in (("note", str), ("note_before", str), ("sensitive", bool)):
-        if not isinstance(changes.get(name, kind()), kind):
-            raise BadQuery(f"{name} must be {'a string' if kind is str else 'true or false'}.")
+    for name in _TEXTS:
+        if not isinstance(changes.get(name, ""), str):
+            raise BadQuery(f"{name} must be a string.")
+    if not isinstance(changes.get("sensitive", False), bool):
+        raise BadQuery("sensitive must be true or false.")
     changed = run.annotations.change(feature, **changes)
-    return {"feature": feature, "tags": changed.tags, "note": changed.note, "sensitive": changed.sensitive}
+    return {
+        "feature": feature,
+        "name": changed.name,
+        "tags": changed.tags,
+        "note": changed.note,
+        "sensitive": changed.sensitive,
+    }
 
 
 def _merge(run: ExploredRun, query: Query) -> dict[str, Any]:

@@ -228,11 +228,10 @@ def card(run: ExploredRun, query: Query) -> dict[str, Any]:
     """
     feature = run.require_feature(query.path["feature"])
     of = run.stored.statistics
-    name = run.names.get(feature)
     n = min(N_THUMBNAILS, int(of.n_pos[feature])) if run.has_thumbnails else 0
     return {
         "feature": feature,
-        "name": "" if name is None else name.name,
+        "name": run.names.now().of(feature),
         "is_sensitive": run.annotations.is_sensitive(feature),
         "top": [
             {

@@ -37,6 +37,7 @@ class AtlasPage {
     this.tools = byId("atlas-tools").elements;
     this.element = byId("atlas");
     this.cards = new Map();
+    this.names = {};
     this.pointers = new Map();
     this.scores = null;
     this.map = new AtlasCanvas(this.element, this.element.querySelector("canvas"), {
@@ -45,6 +46,14 @@ class AtlasPage {
     this.recolour();
     this.listen();
     this.element.dataset.n = points.id.length;
+  }
+
+  // Names stand under pictures that are large enough, on cards and in lists.
+  async name() {
+    this.names = (await load("names.json")).names;
+    this.map.names = Array.from(this.points.id, (id) => this.names[id] ?? "");
+    this.map.redraw();
+    this.element.dataset.named = "";
   }
 
   // Colours
@@ -105,7 +114,7 @@ class AtlasPage {
     found.forEach((isIn, i) => {
       if (!isIn) return;
       ids.push(points.id[i]);
-      if (entries.length < LISTED) entries.push({ feature: points.id[i], row: points.row[i], is_sensitive: this.sensitive.has(points.id[i]), text: `${points.id[i]}` });
+      if (entries.length < LISTED) entries.push({ feature: points.id[i], row: points.row[i], is_sensitive: this.sensitive.has(points.id[i]), text: this.names[points.id[i]] ?? `${points.id[i]}` });
     });
     map.select(ids.length ? found : null);
     this.list(`${number(ids.length)} feature${ids.length === 1 ? "" : "s"} in the lasso`, entries, ids, ids.length > LISTED ? `The first ${LISTED} of them:` : "");
@@ -165,7 +174,7 @@ class AtlasPage {
     const [left, top] = map.toScreen(points.x[i], points.y[i]);
     card.style.left = `${Math.max(4, Math.min(map.width - card.offsetWidth - 4, left + 16 + card.offsetWidth > map.width ? left - card.offsetWidth - 16 : left + 16))}px`;
     card.style.top = `${Math.max(4, Math.min(map.height - card.offsetHeight - 4, top > map.height / 2 ? top - card.offsetHeight - 14 : top + 14))}px`;
-    byId("atlas-said").textContent = `Feature ${id}`;
+    byId("atlas-said").textContent = this.names[id] ? `Feature ${id}, ${this.names[id]}` : `Feature ${id}`;
     clearTimeout(this.timer);
     if (!this.cards.has(id)) this.timer = setTimeout(() => this.look(i, id), 80);
   }
@@ -180,9 +189,10 @@ class AtlasPage {
 
   fill(card, i, found) {
     const { points } = this, id = points.id[i], score = this.scores && this.tools.colour.value === "phrase" ? ` · cosine ${number(this.scores[i], 2)}` : "";
+    const called = found?.name || this.names[id];
     const pictures = (found?.top ?? []).map(({ row, name }) => make("img", { src: url.thumbnail(row), alt: name, width: 128, height: 128 }));
     card.replaceChildren(
-      make("p", {}, make("a", { href: url.feature(id), tabindex: -1 }, `Feature ${id}`), found?.name ? ` ${found.name}` : ""),
+      make("p", {}, make("a", { href: url.feature(id), tabindex: -1 }, `Feature ${id}`), ...(called ? [" ", make("bdi", {}, called)] : [])),
       make("p", { class: "soft" }, `density ${number(points.density[i], 2)} · mean top ${number(points.meanTop[i])} · entropy ${number(points.entropy[i], 2)}${score}`),
       make("div", { class: `four${this.sensitive.has(id) ? " sensitive" : ""}` }, ...pictures));
   }
@@ -299,6 +309,7 @@ async function openAtlas() {
     if (!data.isReady) await waitForMap(state);
     const page = new AtlasPage(await loaded(data.n), data);
     state.hidden = true;
+    if (data.hasNames) page.name().catch(() => {});  // the map is the same without
     const phrase = isExport ? null : new URLSearchParams(location.search).get("q");
     if (phrase) {
       page.tools.phrase.value = phrase;

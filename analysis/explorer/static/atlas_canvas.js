@@ -7,6 +7,7 @@
 //   .select(Uint8Array or null)   the others are drawn faintly
 //   .at(left, top)                the point under a place in pixels, or null      .toMap(left, top)  that place's [x, y]
 //   .zoom(factor, left, top), .move(dx, dy), .fit(), .centre()
+//   .names                        of each point, '' for none: they stand under pictures that are large enough
 //   .path, .hovered               a line to draw, in the map's units, and a point to ring; then .redraw()
 //
 // Cells: 20 across the whole map, 40, 80 and so on, such that one is some 32 pixels; each shows the picture of the point
@@ -16,12 +17,12 @@ import { url } from "./api.js";
 import { keepDrawn, theme } from "./axes.js";
 import { css, isDark, ramp, undefinedColour } from "./ramp.js";
 
-const BUCKETS = 64, REACH = 14, CELL = 32, LARGEST = 110, WAIT_MS = 120;
+const BUCKETS = 64, REACH = 14, CELL = 32, LARGEST = 110, NAMED_FROM = 56, WAIT_MS = 120;
 
 export class AtlasCanvas {
   constructor(element, canvas, { x, y, row, hasPictures, isHidden }) {
     Object.assign(this, { element, canvas, x, y, row, hasPictures, isHidden });
-    this.selected = this.path = this.hovered = this.view = this.image = null;
+    this.selected = this.path = this.hovered = this.view = this.image = this.names = null;
     this.levels = new Map();
     this.pictures = new Map();
     this.buffer = document.createElement("canvas");
@@ -182,8 +183,29 @@ export class AtlasCanvas {
       context.drawImage(this.pictures.get(this.row[cell.point]), left - shown / 2 + 2.5, top - shown / 2 + 2.5, shown - 5, shown - 5);
     }
     context.globalAlpha = 1;
+    if (this.names !== null && shown >= NAMED_FROM) this.drawNames(context, side, shown);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => wanted.forEach((row) => this.fetch(row)), WAIT_MS); // not of what is only passed by
+  }
+
+  drawNames(context, side, shown) {
+    const { ink, paper } = theme(), { across, byKey } = this.cells, height = 14;
+    context.font = "11px system-ui, sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    for (const [key, cell] of byKey) {
+      const name = this.names[cell.point];
+      if (!name || !this.isDrawn(cell)) continue;
+      const [x, y] = this.toScreen(((key % across) + 0.5) * (2 / across) - 1, (Math.floor(key / across) + 0.5) * (2 / across) - 1);
+      if (x < -side || y < -side || x > this.width + side || y > this.height + side) continue;
+      const top = y + shown / 2 - height;
+      context.globalAlpha = 0.85;
+      context.fillStyle = paper;
+      context.fillRect(x - shown / 2, top, shown, height);
+      context.globalAlpha = 1;
+      context.fillStyle = ink;
+      context.fillText(clipped(context, name, shown - 6), x, top + height / 2);
+    }
   }
 
   fetch(row) {
@@ -211,4 +233,12 @@ export class AtlasCanvas {
       context.stroke();
     }
   }
+}
+
+// As much of a text as has room.
+function clipped(context, text, width) {
+  if (context.measureText(text).width <= width) return text;
+  const letters = [...text];
+  while (letters.length > 0 && context.measureText(`${letters.join("")}…`).width > width) letters.pop();
+  return `${letters.join("")}…`;
 }

@@ -8,7 +8,7 @@ import { setList } from "./shell.js";
 const TYPING_MS = 180;
 const form = document.getElementById("filters");
 const table = document.getElementById("table");
-const fields = ["q", "set", "d", "m", "e", "tag", "named", "label", "ids", "sort", "order"];
+const fields = ["q", "set", "d", "m", "e", "a", "s", "tag", "named", "verdict", "label", "ids", "sort", "order"];
 let asked = 0;
 
 // What the form holds beyond the defaults, as a query string with `?`.
@@ -30,8 +30,7 @@ function fill(address) {
     const field = form.elements[name];
     if (field === undefined) {
       if (values.has(name)) form.append(make("input", { type: "hidden", name, value: values.get(name) }));
-    } else if (field.type === "checkbox") field.checked = values.get(name) === "1";
-    else if (field.type === "hidden" && !values.has(name)) field.remove();
+    } else if (field.type === "hidden" && !values.has(name)) field.remove();
     else field.value = values.get(name) ?? (name === "set" ? "shown" : "");
   }
 }
@@ -52,6 +51,7 @@ const cells = {
   entropy: (row) => [exact(row.entropy), " ", make("span", { class: "soft" }, `(${row.n_labelled})`)],
   monosemanticity: (row) => [exact(row.monosemanticity)],
   cosine: (row) => [exact(row.cosine)],
+  agreement: (row) => [exact(row.agreement)],
   score: (row) => [exact(row.score)],
 };
 
@@ -64,10 +64,14 @@ function line(row, keys) {
     make("td", { class: "pictures" }, ...(row.thumbs.length === 0 ? [] : [make("a", { class: `thumbs${row.sensitive ? " sensitive" : ""}`, href: address, tabindex: -1 },
       ...row.thumbs.map((thumb) => make("img", { src: url.thumbnail(thumb.row), alt: thumb.name, loading: "lazy", width: 48, height: 48 })))])),
   ];
-  if (keys.includes("name")) made.push(make("td", { class: "name" }, row.name));
+  if (keys.includes("name")) made.push(make("td", { class: "name" }, make("bdi", {}, row.name), ...(row.is_own_name ? badge("yours", "a person gave this name") : [])),
+    make("td", { class: "n name_score" }, exact(row.name_score)));
   made.push(make("td", { class: "label" }, ...(row.label < 0 ? []
     : [make("a", { href: url.label(row.label) }, row.label_name), " ", make("span", { class: "soft" }, share(row.share))])));
-  for (const key of keys) if (cells[key]) made.push(make("td", { class: `n ${key}` }, ...cells[key](row)));
+  for (const key of keys) {
+    if (key === "verdict") made.push(make("td", { class: `verdict ${row.verdict}` }, row.verdict || "–"));
+    else if (cells[key]) made.push(make("td", { class: `n ${key}` }, ...cells[key](row)));
+  }
   made.push(make("td", { class: "tags" }, ...row.tags.flatMap((tag) => [
     make("a", { class: "badge", href: url.page("features", `?set=all&tag=${encodeURIComponent(tag)}`) }, tag), " "])));
   return make("tr", {}, ...made);
@@ -76,7 +80,7 @@ function line(row, keys) {
 function show(view) {
   const here = (link) => url.page("features", link);
   const keys = view.heads.map((head) => head.key);
-  const heads = view.heads.map((head) => make("th", { scope: "col", class: `${head.key}${cells[head.key] ? " n" : ""}`, "aria-sort": head.direction },
+  const heads = view.heads.map((head) => make("th", { scope: "col", class: `${head.key}${cells[head.key] || head.key === "name_score" ? " n" : ""}`, "aria-sort": head.direction },
     make("a", { href: here(head.link), title: head.title, "data-sort": head.key },
       head.text + ({ ascending: " ▲", descending: " ▼" }[head.direction] ?? ""))));
   heads.splice(1, 0, make("th", { scope: "col", class: "pictures" }, "Strongest rows"));
@@ -131,7 +135,7 @@ async function keepList(address, view) {
 let timer = null;
 form.addEventListener("input", (event) => {
   clearTimeout(timer);
-  const isTyped = event.target.matches("input:not([type=checkbox])");
+  const isTyped = event.target.matches("input");
   if (isTyped && event.target.name === "q" && event.target.value.startsWith("~")) return;  // the tower is asked on Enter
   timer = setTimeout(() => {
     const address = query();
@@ -148,7 +152,7 @@ form.addEventListener("submit", (event) => {
 });
 // Heads, pages and chips are links that work as they are; here they change the table in place.
 document.getElementById("main").addEventListener("click", (event) => {
-  const link = event.target.closest("a[data-sort], #pages a, #chips a, #filters a");
+  const link = event.target.closest("a[data-sort], #pages a, #chips a, #ends a, #filters a");
   if (link === null || event.ctrlKey || event.metaKey || event.shiftKey || event.button !== 0) return;
   event.preventDefault();
   const address = new URL(link.href).search;

@@ -1,9 +1,10 @@
 // The table of features filtered and sorted in the browser: what a static export does in place of the server.
 
 const PER_PAGE = 100;
-const FALLING = ["density", "mean_top", "max", "monosemanticity", "cosine"];
+const FALLING = ["name_score", "density", "mean_top", "max", "monosemanticity", "cosine", "agreement", "verdict"];
 const LOG_MEAN_TOP = (row) => (row.mean_top === null ? null : Math.log10(row.mean_top));
-const TEXTS = { name: (row) => row.name.toLowerCase(), label: (row) => (row.label < 0 ? "" : row.label_name.toLowerCase()) };
+const NAMED = { 1: (row) => row.name !== "", unnamed: (row) => row.name === "", own: (row) => row.is_own_name };
+const TEXTS = { name: (row) => row.name.toLowerCase(), label: (row) => (row.label < 0 ? "" : row.label_name.toLowerCase()), verdict: (row) => row.verdict };
 
 function range(text, name) {
   if (!text) return () => true;
@@ -43,13 +44,14 @@ export function listed({ features, sets }, columns, search) {
   const { q = "", set = "shown", tag = "", ids = "" } = values;
   if (q.startsWith("~")) throw new Error("Phrases are compared by the text tower, which an export does not have.");
   const words = q.toLowerCase().split(/\s+/).filter(Boolean);
-  const [inD, inM, inE] = ["d", "m", "e"].map((name) => range(values[name], name));
+  const [inD, inM, inE, inA, inS] = ["d", "m", "e", "a", "s"].map((name) => range(values[name], name));
   const given = ids.split(",").filter(Boolean).map(Number);
   const only = new Set(given);
   const inSet = sets[set] ?? sets.shown;
   let rows = features.filter((row, i) => inSet[i] === 1 && inD(row.density) && inM(LOG_MEAN_TOP(row)) && inE(row.entropy)
+    && inA(row.agreement) && inS(row.name_score) && (!values.verdict || row.verdict === values.verdict)
     && (!values.label || row.label === Number(values.label)) && (!tag || row.tags.includes(tag.toLowerCase()))
-    && (values.named !== "1" || row.name !== "") && (given.length === 0 || only.has(row.id)) && words.every((word) => matches(row, word)));
+    && (NAMED[values.named] ?? (() => true))(row) && (given.length === 0 || only.has(row.id)) && words.every((word) => matches(row, word)));
   const sort = values.sort ?? (given.length > 0 ? "given" : "id");
   const falls = values.order ? values.order === "desc" : FALLING.includes(sort);
   if (sort === "given") {

@@ -48,7 +48,7 @@ def test_names_and_labels_are_escaped(run):
     assert "<script>alert(1)" not in html
     assert "&lt;i&gt;a name&lt;/i&gt;" in html
     assert "<i>a name" not in html
-    assert run.feature(2).name.score == 0.5
+    assert (run.feature(2).name, run.feature(2).naming.score) == ("<i>a name</i>", 0.5)
 
 
 def test_the_attributes_are_the_stored_statistics(run, made):

@@ -94,7 +94,7 @@ def test_what_pages_link_to_is_there(two):
         for link in links:
             full = address + link if link.startswith("?") else link
             of_kind.setdefault(re.sub(r"\d+", "", full), full)
-        targets |= {link for link in of_kind.values() if link.startswith("/") and not link.endswith("/visualisation")}
+        targets |= {link for link in of_kind.values() if link.startswith("/")}
     wrong = {target: two.get(target).status_code for target in sorted(targets)}
     assert {target: status for target, status in wrong.items() if status not in (200, 503)} == {}
 
@@ -161,7 +161,7 @@ def test_the_titles_of_pages_name_the_run(two):
             ("/", "Overview"),
             ("/f/3", "Feature 3"),
             ("/atlas", "Atlas"),
-            ("/notes", "Tags and notes"),
+            ("/notes", "Names, tags and notes"),
         ):
             assert f"<title>{title} · {name} · Thresher</title>" in two.get(root + address).text
     assert "<title>Not found · run · Thresher</title>" in two.get("/nothing").text

@@ -14,6 +14,7 @@ from thresher.analysis.explorer.app import make_app
 from thresher.analysis.explorer.page import Query, Unavailable
 from thresher.analysis.explorer.pages.feature import view
 from thresher.analysis.explorer.pages.feature_patches import _entries, heat_answer
+from thresher.analysis.explorer.pages.feature_visualisation import data_url
 from thresher.analysis.explorer.runs import ExploredRun
 from thresher.analysis.explorer.several import Explorer
 from thresher.analysis.options import EncodeOptions
@@ -121,7 +122,8 @@ def test_names_and_marks_stand_on_the_page(tmp_path):
     run = ExploredRun(made.path)
     run.annotations.change(2, sensitive=True)
     found = view(run, Query({"feature": 2}))
-    assert (found.name.name, found.name.score, found.name.method) == ("<b>dogs</b> & cats", 0.75, "clip")
+    assert found.name == "<b>dogs</b> & cats"
+    assert (found.naming.status, found.naming.score, found.naming.method) == ("named", 0.75, "clip")
     assert found.is_sensitive
     html = client_of(made.path).get("/f/2").text
     assert "&lt;b&gt;dogs&lt;/b&gt; &amp; cats" in html
@@ -139,19 +141,20 @@ def test_a_visualisation_is_shown_by_number_only(tmp_path):
     (folder / "2.png").write_bytes(b"\x89PNG of feature 2")
     (folder / "secret").write_bytes(b"secret")
     client = client_of(made.path)
-    got = client.get("/f/2/visualisation")
+    got = client.get("/f/2/picture-0.webp")
     assert (got.content, got.headers["content-type"]) == (b"\x89PNG of feature 2", "image/png")
-    assert "/f/2/visualisation" in client.get("/f/2").text
-    assert "/f/3/visualisation" not in client.get("/f/3").text
-    assert "visualisation" not in client.get("/f/2.json").json()  # no path leaves the server
-    assert client.get("/f/2.json").json()["has_visualisation"] is True
+    assert "/f/2/picture-0.webp" in client.get("/f/2").text
+    assert "/f/3/picture" not in client.get("/f/3").text
+    assert str(made.path) not in client.get("/f/2.json").text  # no path leaves the server
+    assert client.get("/f/2.json").json()["visualisation"]["seeds"] == [None]
     whole = base64.b64encode(b"\x89PNG of feature 2").decode()
-    assert view(ExploredRun(made.path), Query({"feature": 2})).visualisation.data == f"data:image/png;base64,{whole}"
+    assert data_url(ExploredRun(made.path), 2, 0) == f"data:image/png;base64,{whole}"
     for path in (
-        "/f/3/visualisation",
-        "/f/secret/visualisation",
-        "/f/99/visualisation",
-        "/f/..%2fsecret/visualisation",
+        "/f/3/picture-0.webp",
+        "/f/2/picture-1.webp",
+        "/f/secret/picture-0.webp",
+        "/f/99/picture-0.webp",
+        "/f/..%2fsecret/picture-0.webp",
     ):
         assert client.get(path).status_code == 404, path
 

@@ -9,9 +9,11 @@ from explored import make_explored_run
 from PIL import Image
 from starlette.testclient import TestClient
 from thresher.analysis.explorer.app import make_app
+from thresher.analysis.explorer.feature_names import FeatureNames
 from thresher.analysis.explorer.game_choice import game_of
 from thresher.analysis.explorer.pages import game as game_page
 from thresher.analysis.explorer.several import Explorer
+from thresher.analysis.naming.names_file import Name
 
 
 @pytest.fixture(scope="module")
@@ -187,19 +189,14 @@ def test_names_and_sensitive_marks_of_features_are_shown_when_they_are_opened(cl
     shown = the_round(client, 8)
     feature = shown["clues"][0]
     monkeypatch.setattr(run.annotations, "is_sensitive", lambda asked: asked == feature)
-    monkeypatch.setitem(run.__dict__, "names", {feature: run_name("<b>dogs</b>")})
+    named = FeatureNames({feature: Name("<b>dogs</b>", None, "typed")}, run.annotations, run.d_sae)
+    monkeypatch.setitem(run.__dict__, "names", named)
     first, second = (client.get(f"/{shown['grids'][i]}").json() for i in range(2))
     assert (first["feature"], first["is_sensitive"], first["name"]) == (feature, True, "<b>dogs</b>")
     assert (second["is_sensitive"], second["name"]) == (False, None)
     assert [each["value"] for each in first["pictures"]] == sorted(
         (e["value"] for e in first["pictures"]), reverse=True
     )
-
-
-def run_name(text):
-    from thresher.analysis.explorer.names import Name
-
-    return Name(text, None, "typed")
 
 
 def test_a_run_that_cannot_be_played_says_why_on_its_page(tmp_path):

@@ -11,9 +11,9 @@ from starlette.testclient import TestClient
 from thresher.analysis.explorer import annotations as module
 from thresher.analysis.explorer.annotations import Annotations, Conflict
 from thresher.analysis.explorer.app import make_app
-from thresher.analysis.explorer.names import Name, read_names
 from thresher.analysis.explorer.page import BadQuery, Unavailable
 from thresher.analysis.explorer.several import Explorer
+from thresher.analysis.naming.names_file import Name, read_names
 
 
 def test_what_is_said_is_read_back_and_nothing_is_written_before(tmp_path: Path) -> None:
