@@ -91,7 +91,7 @@ class FeatureTruth:
         return np.asarray(self.f1.argmax(axis=1), np.int64)
 
     def is_right(self, names: Ints, *, share: float = 1.0) -> NDArray[np.bool_]:
-        """Whether names `(n,)` or `(n, c)`, -1 for none, have a share of the F1 of the best phrase, or more, above 0."""
+        """Whether names `(n,)` or `(n, c)`, -1 for none, reach a share of the best phrase's F1, above 0."""
         columns = names if names.ndim == 2 else names[:, None]
         reached = np.take_along_axis(self.f1, np.maximum(columns, 0), axis=1)
         best = self.f1.max(axis=1, keepdims=True)

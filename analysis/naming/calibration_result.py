@@ -1,0 +1,291 @@
+"""What a calibration of names found: shares of right names with intervals, as a table and as JSON.
+
+Shapes: n features that know a phrase, A phrases.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..._version import __version__
+from ...store.files import write_atomically
+from ..bootstrap import interval, resampled_sums
+from ..description import table_lines
+from ..significance import adjusted_p_values
+from .best_phrases import NamedFeatures
+from .known_truth import LENIENT, FeatureTruth
+from .names_file import NAMED
+from .options import METHODS, NameOptions
+from .scores import auroc, statuses
+
+CALIBRATION_JSON = "calibration.json"
+FORMAT_NAME, FORMAT_VERSION = "thresher-naming-calibration", 1
+_SCORES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+_Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class NamedBy:
+    """A way to name features."""
+
+    method: str
+    """A word of `options.METHODS`, or `random`."""
+    rescored: bool
+    """Whether the best scored of the nearest phrases is the name, or the nearest."""
+
+    @property
+    def label(self) -> str:
+        """As the table shows it."""
+        name = "random directions" if self.method == "random" else self.method
+        return f"{name}, best scored" if self.rescored else f"{name}, nearest"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of features with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def share_of(right: NDArray[np.bool_]) -> Share:
+    """Share of True, with Wilson's score interval (1927); NaN of none.
+
+    It counts features as independent. They share images, so that it is, if anything, narrow.
+    """
+    n = len(right)
+    if not n:
+        return Share(math.nan, math.nan, math.nan, 0)
+    share, z2 = float(right.mean()), _Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return Share(share, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one way to name features reached."""
+
+    by: NamedBy
+    right: Share
+    nearly: Share
+    behind: float
+    """Share of right names of the winner less this one's."""
+    behind_interval: tuple[float, float] | None
+    """95 %, by bootstrap over features, both ways on the same ones; None of few features."""
+    named: Share
+    """Features whose names pass the thresholds."""
+    right_of_named: Share
+    control_passes: float
+    """Share of features in whose place another, ablated by the same length, also has an ablation z of `min_z`."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What names reach by chance."""
+
+    label: str
+    right: Share
+    nearly: Share
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often names of a score are right."""
+
+    at_least: float
+    right: Share
+    nearly: Share
+
+
+def compare(
+    truth: FeatureTruth, named: Mapping[NamedBy, NamedFeatures], options: NameOptions
+) -> tuple[list[Row], NamedBy]:
+    """A row for each way to name features, and the one with most right names; of equal ones the most nearly right.
+
+    Random directions never win.
+    """
+    right = {by: truth.is_right(found.phrases[:, 0]) for by, found in named.items()}
+    nearly = {by: truth.is_right(found.phrases[:, 0], share=LENIENT) for by, found in named.items()}
+    winner = max(
+        (by for by in named if by.method in METHODS), key=lambda by: (int(right[by].sum()), int(nearly[by].sum()))
+    )
+    rows = []
+    for by, found in named.items():
+        lead = right[winner].astype(np.float64) - right[by]
+        passes = _is_named(found, options)
+        n = len(lead)
+        rows.append(
+            Row(
+                by,
+                share_of(right[by]),
+                share_of(nearly[by]),
+                float(lead.mean()),
+                interval(resampled_sums(lead[:, None], seed=options.seed)[:, 0] / n) if n >= 20 else None,
+                share_of(passes),
+                share_of(right[by][passes]),
+                float((found.control_z >= options.min_z).mean()),
+            )
+        )
+    return rows, winner
+
+
+def _is_named(found: NamedFeatures, options: NameOptions) -> NDArray[np.bool_]:
+    q = adjusted_p_values(found.p_value)
+    thresholds = {"min_auroc": options.min_auroc, "min_z": options.min_z, "fdr": options.fdr}
+    return statuses(found.auroc, found.ablation_z, q, **thresholds) == NAMED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Shares of right names of every method."""
+
+    source: str
+    group_column: str | None
+    n_rows: int
+    n_features: int
+    n_phrases: int
+    min_f1: float
+    candidates: int
+    templates: str
+    seed: int
+    named: list[Row]
+    references: list[Reference]
+    winner: NamedBy
+    kinds: dict[str, int]
+    """Features by the kind of the phrase that they know best."""
+    phrases: tuple[str, ...]
+    truth: FeatureTruth
+    features: NDArray[np.int64]
+    of_winner: NamedFeatures
+    kind_of_feature: NDArray[np.str_]
+
+    def reliability(self) -> list[Reliability]:
+        """How often the winner's names are right, of those whose score is at least so much."""
+        names, score = self.of_winner.phrases[:, 0], self.of_winner.score
+        right, nearly = self.truth.is_right(names), self.truth.is_right(names, share=LENIENT)
+        return [Reliability(s, share_of(right[score >= s]), share_of(nearly[score >= s])) for s in _SCORES]
+
+    def score_auroc(self) -> float:
+        """Share of (right, wrong) pairs of the winner's names in which the right one has the higher score."""
+        right = self.truth.is_right(self.of_winner.phrases[:, 0])
+        return float(auroc(self.of_winner.score[right], self.of_winner.score[~right]))
+
+    def by_kind(self) -> dict[str, Share]:
+        """Share of the winner's names that are right, by the kind of the phrase that a feature knows best."""
+        right = self.truth.is_right(self.of_winner.phrases[:, 0])
+        return {kind: share_of(right[self.kind_of_feature == kind]) for kind in self.kinds}
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of calibration.json."""
+        best = self.truth.best()
+        names = self.of_winner.phrases[:, 0]
+        lines = np.arange(self.n_features)
+        features = [
+            {
+                "feature": int(self.features[i]),
+                "name": self.phrases[names[i]] if names[i] >= 0 else None,
+                "best": self.phrases[best[i]],
+                "f1_of_name": float(self.truth.f1[i, names[i]]) if names[i] >= 0 else None,
+                "f1_of_best": float(self.truth.f1[i, best[i]]),
+                "score": float(self.of_winner.score[i]),
+            }
+            for i in lines.tolist()
+        ]
+        document = {
+            "format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            "source": self.source,
+            "group_column": self.group_column,
+            "n_rows": self.n_rows,
+            "n_features": self.n_features,
+            "n_phrases": self.n_phrases,
+            "min_f1": self.min_f1,
+            "lenient": LENIENT,
+            "candidates": self.candidates,
+            "templates": self.templates,
+            "seed": self.seed,
+            "winner": {**asdict(self.winner), "label": self.winner.label},
+            "named": [{**asdict(row), "label": row.by.label} for row in self.named],
+            "references": [asdict(each) for each in self.references],
+            "score_auroc": self.score_auroc(),
+            "reliability": [asdict(each) for each in self.reliability()],
+            "by_kind": {kind: asdict(share) for kind, share in self.by_kind().items()},
+            "features": features,
+            "thresher": __version__,
+        }
+        return _without_nan(document)
+
+    def write(self, run_path: Path) -> Path:
+        """Write `RUN/naming/calibration.json`; gives its path."""
+        path = run_path / "naming" / CALIBRATION_JSON
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps(self.to_json(), indent=1, allow_nan=False).encode() + b"\n")
+        return path
+
+    def text(self) -> str:
+        """The tables, 80 columns wide or little more."""
+        groups = f", split by {self.group_column}" if self.group_column else ""
+        head = [
+            f"{self.n_features:,} features know one of {self.n_phrases:,} phrases (F1 >= {self.min_f1:g} on the naming "
+            "side);",
+            f"names by {self.source}, held to {self.n_rows:,} images{groups}; 95 % intervals:",
+        ]
+        rows = [
+            [
+                row.by.label,
+                _shown(row.right),
+                _shown(row.nearly),
+                _lead(row),
+                f"{row.named.value:.0%}",
+                _shown(row.right_of_named),
+            ]
+            for row in sorted(self.named, key=lambda row: (-row.right.value, row.by.label))
+        ]
+        rows += [[each.label, _shown(each.right), _shown(each.nearly), "", "", ""] for each in self.references]
+        tables = table_lines(["name by", "right", "right or nearly", "behind", "pass", "right of these"], rows)
+        reliable = table_lines(
+            ["score at least", "features", "right", "right or nearly"],
+            [[f"{r.at_least:g}", f"{r.right.n:,}", _shown(r.right), _shown(r.nearly)] for r in self.reliability()],
+        )
+        kinds = table_lines(
+            ["kind of the phrase known", "features", "right"],
+            [[kind, f"{share.n:,}", _shown(share)] for kind, share in self.by_kind().items() if share.n],
+        )
+        return "\n".join(
+            [
+                *head,
+                *(f"  {line}" for line in tables),
+                f"Most names are right by: {self.winner.label}",
+                f"Its score tells right names from wrong ones with AUROC {self.score_auroc():.2f}:",
+                *(f"  {line}" for line in reliable),
+                *(f"  {line}" for line in kinds),
+            ]
+        )
+
+
+def _shown(share: Share) -> str:
+    return "" if share.n == 0 else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+
+
+def _lead(row: Row) -> str:
+    if row.behind_interval is None:
+        return f"{row.behind:.0%}"
+    return f"{row.behind:.0%} [{row.behind_interval[0]:.0%}, {row.behind_interval[1]:.0%}]"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

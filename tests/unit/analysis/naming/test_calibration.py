@@ -1,0 +1,180 @@
+"""Calibration of names: on planted truth every concept is found, and shares are what a count by hand gives."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted_clip import WORDS, Planted, make_planted_run
+from scipy.stats import binomtest
+from thresher.analysis.attribute_table import AttributeTable, read_table
+from thresher.analysis.naming.best_phrases import measure, name_features
+from thresher.analysis.naming.calibration import calibrate
+from thresher.analysis.naming.calibration_result import Calibration, NamedBy, compare, share_of
+from thresher.analysis.naming.known_truth import FeatureTruth
+from thresher.analysis.naming.measured import directions_of
+from thresher.analysis.naming.options import METHODS, NameOptions
+from thresher.analysis.naming.scores import statuses
+from thresher.analysis.naming.setting import open_setting
+from thresher.analysis.naming.text_space import load_text_space
+from thresher.analysis.naming.vocabulary import Source, Vocabulary, nouns
+from thresher.analysis.significance import adjusted_p_values
+from thresher.store.errors import StoreError
+
+OPTIONS = NameOptions(device="cpu", workers=0)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Features whose own directions, without the last block, lead to the words of other concepts."""
+    return make_planted_run(tmp_path_factory.mktemp("calibrated"), with_stats=False, lens_misleads=True)
+
+
+@pytest.fixture(scope="module")
+def calibration(planted: Planted) -> Calibration:
+    return calibrate(planted.path, read_table(planted.attributes), OPTIONS, untrained=planted.path)
+
+
+def test_ablation_and_data_name_every_concept_where_the_lens_names_another(calibration: Calibration) -> None:
+    concepts = np.isin(calibration.features, Planted.concepts)
+    assert calibration.features[concepts].tolist() == Planted.concepts.tolist()
+    share = {row.by: row.right for row in calibration.named}
+    for method in ("causal", "data"):
+        assert share[NamedBy(method, rescored=False)].value == 1
+    for method in ("lens", "post", "dncbm"):
+        assert share[NamedBy(method, rescored=False)].value <= 1 / calibration.n_features
+    assert {by.method for by in share} == {*METHODS, "random"}
+    assert calibration.winner.method == "causal"
+
+
+def test_right_names_are_the_words_of_the_concepts(calibration: Calibration) -> None:
+    assert set(calibration.phrases) == set(WORDS)
+    features = {each["feature"]: each for each in calibration.to_json()["features"]}
+    for concept, word in enumerate(WORDS):
+        assert features[concept]["name"] == features[concept]["best"] == word
+        assert features[concept]["f1_of_name"] == 1
+        assert features[concept]["score"] > 0.98
+
+
+def test_names_of_other_features_are_right_as_rarely_as_words_repeat(calibration: Calibration) -> None:
+    names = calibration.of_winner.phrases[:, 0]
+    # the expected share of a random permutation: over all pairs, the feature itself among them
+    wanted = calibration.truth.is_right(np.broadcast_to(names, (len(names), len(names)))).mean()
+    reference = calibration.references[0]
+    assert reference.right.value == pytest.approx(wanted, abs=0.02)
+    assert reference.right.low <= wanted <= reference.right.high
+    # the same run in the place of the untrained one is as right as the winner
+    assert calibration.references[1].right == next(r.right for r in calibration.named if r.by == calibration.winner)
+
+
+def test_the_document_and_the_table_say_the_same(calibration: Calibration, tmp_path: Path) -> None:
+    document = json.loads(calibration.write(tmp_path).read_text())
+    assert (tmp_path / "naming" / "calibration.json").exists()
+    assert document["winner"] == {"method": "causal", "rescored": True, "label": "causal, best scored"}
+    text = calibration.text()
+    for row in document["named"]:
+        line = next(line for line in text.splitlines() if line.strip().startswith(row["label"] + "  "))
+        assert f"{row['right']['value']:.0%} [{row['right']['low']:.0%}, {row['right']['high']:.0%}]" in line
+    assert document["n_features"] == len(document["features"]) == calibration.n_features
+    assert [each["right"]["n"] for each in document["reliability"]] == [8] * 6
+
+
+def test_every_concept_is_named_among_many_nouns_and_no_decoy_is(planted: Planted) -> None:
+    others = [noun for noun in nouns()[:600] if noun not in WORDS]
+    vocabulary = Vocabulary((*others, *WORDS), (Source("test", len(others) + len(WORDS), 0, 0, 0),))
+    with open_setting(planted.path, OPTIONS) as setting:
+        space = load_text_space(planted.path, setting.clip, vocabulary, templates="simple")
+        measured = measure(setting, np.arange(planted.sae.d_sae))
+        found = {}
+        for method in ("causal", "data"):
+            directions = directions_of(setting, method, measured.features, measured.rows)
+            found[method] = name_features(setting, space, measured, directions)
+    for method, names in found.items():
+        status = statuses(
+            names.auroc, names.ablation_z, adjusted_p_values(names.p_value), min_auroc=0.7, min_z=2, fdr=0.05
+        )
+        chosen = [vocabulary.phrases[i] for i in names.phrases[planted.concepts, 0]]
+        assert chosen == list(WORDS), method
+        assert (status[planted.concepts] == "named").all()
+        assert (status[planted.decoys] == "unnamed").all(), names.auroc[planted.decoys]
+        assert (status[[planted.always, *planted.dead]] == "untested").all()
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 7), (3, 7), (7, 7), (40, 120)])
+def test_shares_have_wilsons_interval(k: int, n: int) -> None:
+    found = share_of(np.arange(n) < k)
+    wanted = binomtest(k, n).proportion_ci(method="wilson")
+    assert (found.value, found.n) == (k / n, n)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-12)
+
+
+def test_no_features_have_no_share() -> None:
+    found = share_of(np.zeros(0, bool))
+    assert found.n == 0
+    assert np.isnan([found.value, found.low, found.high]).all()
+
+
+def test_methods_are_compared_on_the_same_features(calibration: Calibration) -> None:
+    n = 200
+    rng = np.random.default_rng(0)
+    f1 = rng.random((n, 3)).astype(np.float32)
+    truth = FeatureTruth(f1, f1)
+    best = f1.argmax(axis=1)
+    often = np.where(rng.random(n) < 0.8, best, (best + 1) % 3)
+    seldom = np.where(np.arange(n) < 20, (often + 1) % 3, often)  # differs from the other on 20 features alone
+    named = {
+        NamedBy(method, rescored=False): replace(_of(calibration, n), phrases=names[:, None])
+        for method, names in (("causal", seldom), ("data", often), ("random", best))
+    }
+    rows, winner = compare(truth, named, OPTIONS)
+    assert winner.method == "data"  # random directions never win
+    right = {row.by.method: row for row in rows}
+    gained, lost = ((often == best)[:20]).sum(), ((seldom == best)[:20]).sum()
+    assert right["causal"].behind == pytest.approx((gained - lost) / n)
+    low, high = right["causal"].behind_interval or (np.nan, np.nan)
+    lead = (often == best).astype(float) - (seldom == best)
+    half = 1.96 * lead.std() / np.sqrt(n)
+    assert (low, high) == pytest.approx((lead.mean() - half, lead.mean() + half), abs=0.015)
+    assert right["data"].behind_interval == (0, 0)
+
+
+def _of(calibration: Calibration, n: int):  # type: ignore[no-untyped-def]
+    """Names of n features with scores of no meaning."""
+    numbers = {name: np.full(n, 0.9) for name in vars(calibration.of_winner) if name not in ("phrases", "features")}
+    return replace(calibration.of_winner, features=np.arange(n), **numbers)
+
+
+def _table(keys: list[str], values: list[str]) -> AttributeTable:
+    return AttributeTable(
+        source="birds.csv", keys=keys, values=[{"bird": [v]} for v in values], groups=None, group_column=None
+    )
+
+
+def test_keys_of_other_images_are_told(planted: Planted) -> None:
+    with pytest.raises(StoreError, match=r"none of the 1 keys of birds.csv is in .*keys there are like"):
+        calibrate(planted.path, _table(["nowhere.png"], ["wren"]), OPTIONS)
+
+
+def test_a_table_without_phrases_is_told(planted: Planted) -> None:
+    keys = [line.split("\t")[0] for line in planted.attributes.read_text().splitlines()[1:]]
+    with pytest.raises(ValueError, match=r"no value in birds\.csv is a phrase"):
+        calibrate(planted.path, _table(keys, ["7"] * len(keys)), OPTIONS)
+
+
+def test_attributes_that_no_feature_knows_are_told(planted: Planted) -> None:
+    keys = [line.split("\t")[0] for line in planted.attributes.read_text().splitlines()[1:]]
+    drawn = np.random.default_rng(0).permutation(["wren"] * 24 + ["owl"] * 24 + [""] * (len(keys) - 48)).tolist()
+    with pytest.raises(ValueError, match=r"no feature of .* knows an attribute of birds.csv at F1 >= 0.5"):
+        calibrate(planted.path, _table(keys, drawn), OPTIONS)
+
+
+def test_all_rows_of_a_group_are_on_one_side(planted: Planted, tmp_path: Path) -> None:
+    table = read_table(planted.attributes)
+    shutil.copytree(planted.path, tmp_path / "run")
+    grouped = replace(table, groups=[str(i // 4) for i in range(len(table.keys))], group_column="four")
+    found = calibrate(tmp_path / "run", grouped, OPTIONS)
+    assert found.group_column == "four"
+    assert "split by four" in found.text()
+    assert found.n_features >= len(WORDS)
