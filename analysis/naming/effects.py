@@ -95,6 +95,7 @@ def mean_effects(
     n: int,
     target: Site | None = None,
     stored: ActivationArray | None = None,
+    renormalised: bool = True,
     task: Task | None = None,
 ) -> NDArray[np.float32]:
     """Mean change of the unit image embedding over each line's changes: `(n, e)`, NaN of a line without any.
@@ -112,6 +113,10 @@ def mean_effects(
         What a transcoder reconstructs, where features are changed.
     stored
         The site's own vectors; used in the place of images where `needs_images` says that they will do.
+    renormalised
+        Whether the changed embedding is brought to length 1 too, as cosines are. Of a change along the embedding itself
+        little is left then. Without, it is divided by the length of the unchanged one, and that part stays: on an image
+        that shows one thing alone it is the thing's.
     task
         Told of each change.
 
@@ -136,7 +141,8 @@ def mean_effects(
     else:
         found = _from_images(tower, sae, site, written, pictures, ordered, sign)
     for which, before, after in found:
-        sums.add(ordered.line[which], sign * (after - before))
+        length = (after if renormalised else before).norm(dim=-1, keepdim=True)
+        sums.add(ordered.line[which], sign * (after / length - normalize(before, dim=-1)))
         if task is not None:
             task.advance(len(which))
     if len(changes.row) and not sums.counts.any():
@@ -145,7 +151,7 @@ def mean_effects(
 
 
 _Found = Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]
-"""Which of the changes, and the unit embeddings `(q, e)` before and after each."""
+"""Which of the changes, and the embeddings `(q, e)` before and after each, of any length."""
 
 
 def _from_stored(
@@ -164,8 +170,8 @@ def _from_stored(
         read = x[torch.as_tensor(image, device=x.device)]
         w = decoder_vectors(sae, changes.feature[some], read).to(x)
         amounts = torch.as_tensor(sign * changes.activation[some], dtype=torch.float32, device=x.device)
-        before = normalize(pooled_embedding(tower, x[:, None]), dim=-1)
-        after = normalize(pooled_embedding(tower, (read + amounts * w)[:, None]), dim=-1)
+        before = pooled_embedding(tower, x[:, None])
+        after = pooled_embedding(tower, (read + amounts * w)[:, None])
         yield some, before[torch.as_tensor(image, device=x.device)], after
 
 
@@ -189,8 +195,8 @@ def _from_images(
         which = np.concatenate([np.arange(edges[k], edges[k + 1]) for k in places.tolist()])
         image = np.repeat(np.arange(len(places)), counts)
         if remaining.is_blind:  # nothing to compute, exactly
-            nothing = torch.zeros(len(which), int(tower.visual.output_dim), device=tower.device)  # type: ignore[arg-type]
-            yield which, nothing, nothing
+            same = torch.ones(len(which), int(tower.visual.output_dim), device=tower.device)  # type: ignore[arg-type]
+            yield which, same, same
             continue
         unchanged = torch.arange(len(places), device=tower.device)
         zero = torch.zeros(len(places), 1, tower.width, device=tower.device)

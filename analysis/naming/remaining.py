@@ -85,7 +85,7 @@ class Remaining:
         return Streams(rows[entering], at_site[:, self._tokens], read)
 
     def embeddings(self, streams: Streams, image: Tensor, change: Tensor) -> Tensor:
-        """Unit embeddings `(q, e)` float32 of images with something added at the site.
+        """Embeddings `(q, e)` float32, not of length 1, of images with something added at the site.
 
         Parameters
         ----------
@@ -101,13 +101,13 @@ class Remaining:
             if self._pools_class and (not self._blocks or self._is_last_for_class_token()):
                 if self._blocks:
                     rows = _class_tokens(self._blocks[-1], streams.entering, image, rows[:, 0])[:, None]
-                return F.normalize(pooled_embedding(self._tower, rows[:, :1]), dim=-1)
+                return pooled_embedding(self._tower, rows[:, :1])
             size = max(1, _STREAM_BYTES // (streams.entering[0].numel() * streams.entering.element_size()))
             parts = [
                 self._through_blocks(streams.entering, image[start : start + size], rows[start : start + size])
                 for start in range(0, len(image), size)
             ]
-            return F.normalize(torch.cat(parts), dim=-1)
+            return torch.cat(parts)
 
     def _is_last_for_class_token(self) -> bool:
         return self._last_is_known and len(self._blocks) == 1 and self._written.token == "cls"

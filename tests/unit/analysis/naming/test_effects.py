@@ -180,6 +180,25 @@ def test_older_towers_with_the_tokens_first_are_run_too():
         compare(tower_with(tower.visual), sae, Site(layer))
 
 
+@pytest.mark.parametrize("layer", [1, 2])
+def test_without_bringing_it_to_length_1_the_changed_embedding_keeps_the_others_units(layer):
+    tower, sae, site = random_tower(), random_sae(WIDTH), Site(layer)
+    pictures = NoisePictures(tower)
+    images = tower.normalise(pictures.all)
+    changes = every_change(activations(tower, sae, site, images))
+    stored = Stored(capture(tower, images, [site])[site]) if layer == 2 else None
+    read = changes.row != 3
+    changes = Changes(*(v[read] for v in (changes.line, changes.feature, changes.row, changes.activation)))
+    found = mean_effects(tower, sae, site, pictures, changes, "ablate", n=D_SAE, stored=stored, renormalised=False)
+    original = tower.visual(images).double()
+    for feature in np.unique(changes.feature)[:5]:
+        rows = changes.row[changes.feature == feature]
+        with splice(tower, sae, site, keep_error=True, edit=lambda f, k=int(feature): f * (torch.arange(D_SAE) != k)):
+            ablated = tower.visual(images).double()
+        expected = ((original - ablated) / original.norm(dim=1, keepdim=True))[rows].mean(dim=0)
+        np.testing.assert_allclose(found[feature], expected, rtol=0, atol=2e-6)
+
+
 def test_a_feature_on_hundreds_of_lines_of_one_image_is_the_same_on_each():
     tower, sae = random_tower(), random_sae(WIDTH)
     amounts = np.linspace(0.1, 3, 300, dtype=np.float32)
