@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .analysis.classes import Classes, classes
+    from .analysis.classes_options import ClassesOptions
+    from .analysis.evaluate import Evaluation, evaluate
+    from .analysis.evaluate_options import EvaluateOptions
     from .analysis.fidelity import FidelityResult, evaluate_fidelity
     from .analysis.notebook import open_run
     from .analysis.stored_statistics import StoredStatistics, open_statistics
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ActivationLoader",
     "ActivationStore",
+    "Classes",
+    "ClassesOptions",
+    "EvaluateOptions",
+    "Evaluation",
     "FidelityResult",
     "Run",
     "Site",
@@ -34,6 +42,8 @@ __all__ = [
     "TrainOptions",
     "TrainResult",
     "__version__",
+    "classes",
+    "evaluate",
     "evaluate_fidelity",
     "load_clip",
     "load_sae",
@@ -46,6 +56,10 @@ __all__ = [
 ]
 
 _NAMES_OF = {
+    "analysis.classes": ("Classes", "classes"),
+    "analysis.classes_options": ("ClassesOptions",),
+    "analysis.evaluate": ("Evaluation", "evaluate"),
+    "analysis.evaluate_options": ("EvaluateOptions",),
     "analysis.fidelity": ("FidelityResult", "evaluate_fidelity"),
     "analysis.notebook": ("open_run",),
     "analysis.stored_statistics": ("StoredStatistics", "open_statistics"),

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..store.files import write_atomically
-from .figures import BLUE, ORANGE, VERMILION, figure_of_height, to_png
+from .figures import BLUE, ORANGE, VERMILION, figure_of_height, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +22,7 @@ _MOST_SHOWN = 30  # neurons per feature: those with more share the last bar
 
 
 def draw_alignment(run_path: Path, alignment: "Alignment") -> list[Path]:
-    """Draw every figure that the numbers allow into `RUN/figures`; the paths, in reading order."""
+    """Draw every figure that the numbers allow into `RUN/figures`, as PNG and PDF; the PNGs, in reading order."""
     figures: dict[str, Figure] = {}
     for side in alignment.sides:
         suffix = "" if side.side == "encoder" else f"_{side.side}"
@@ -37,7 +36,7 @@ def draw_alignment(run_path: Path, alignment: "Alignment") -> list[Path]:
     paths = []
     for name, figure in figures.items():
         path = run_path / "figures" / f"{name}.png"
-        write_atomically(path, to_png(figure))
+        write_figure(path, figure)
         paths.append(path)
     return paths
 

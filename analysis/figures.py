@@ -90,6 +90,12 @@ def to_pdf(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
+def write_figure(path: Path, figure: "Figure") -> None:
+    """Write a figure as a PNG at `path`, and as a PDF beside it."""
+    write_atomically(path, to_png(figure))
+    write_atomically(path.with_suffix(".pdf"), to_pdf(figure))
+
+
 def density_figure(statistics: FeatureStatistics, split: UldSplit) -> "Figure":
     """Histogram of log10 density of the alive features; the dead ones, who have no logarithm, are counted beside it."""
     alive = statistics.is_alive

@@ -1,14 +1,13 @@
 """The figures of a report: those of the statistics drawn anew, those of other commands as they lie in the run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..store.files import write_atomically
 from .clusters import UldSplit
-from .figures import BLUE, ORANGE, VERMILION, figure_of_height, statistics_figures, to_pdf, to_png
+from .figures import BLUE, ORANGE, VERMILION, figure_of_height, statistics_figures, write_figure
 from .report_page import Figure
 from .stored_statistics import StoredStatistics
 
@@ -199,9 +198,7 @@ def attributes_drawing(run_path: Path, document: Mapping[str, Any]) -> Figure:
 
 def _written(run_path: Path, name: str, figure: "Drawn", alt: str, caption: str) -> Figure:
     path = run_path / "figures" / f"{name}.png"
-    formats: dict[Path, Callable[[Drawn], bytes]] = {path: to_png, path.with_suffix(".pdf"): to_pdf}
-    for place, of in formats.items():
-        write_atomically(place, of(figure))
+    write_figure(path, figure)
     return Figure(path=path, alt=alt, caption=caption)
 
 

@@ -242,6 +242,12 @@ def attribute_tables(document: Json, n_best: int = 20) -> list[NumberTable | Gri
         for each in document["attributes"][:n_best]
     ]
     names = ["Attribute", "images", "feature", "F1 [95 %]", "precision at 20 [95 %]", "adjusted p"]
+    others = {each["slug"]: each["name"] for each in document["counts"] if each["slug"] != "sae"}
+    slug = "untrained" if "untrained" in others else "random"  # the strictest control that there is
+    if slug in others:
+        names.append(f"F1 of the {others[slug]}")
+        for row, each in zip(best, document["attributes"], strict=False):
+            row.append(digits(each["f1_of"][slug], 2))
     caption = f"How many of {document['n_scored']:,} attributes single features know."
     shown = f"The {len(best)} best known attributes; attributes.tsv has all {len(document['attributes']):,}."
     return [Grid(caption=caption, header=header, rows=counts), Grid(caption=shown, header=names, rows=best)]

@@ -99,6 +99,20 @@ def test_zero_shot_accuracy_is_between_guessing_and_the_models_own(after):
     assert 0 < found.loss_recovered < 1
 
 
+def test_the_evaluation_and_the_classes_are_those_of_the_commands(after):
+    assert after.evaluation["n_images"] == 300
+    for way in ("original", "sae"):
+        assert after.accuracy[way]["top1"] == pytest.approx(getattr(after.found, way).top1, abs=0.05)
+    differences = [each["difference"] for each in after.damaged]
+    assert differences == sorted(differences)
+    assert sum(each["n"] for each in after.damaged) == 300
+    assert after.family.names[after.family.label] == "family"
+    assert len(after.family.structures) <= 1
+    for a, b, n_shared, expected in after.together:
+        assert "family" in (a, b)
+        assert n_shared > 0 < expected
+
+
 def test_training_from_python_makes_runs(after):
     assert after.result.steps == 100
     assert 0 < after.result.held_out.explained_variance < 1

@@ -15,6 +15,8 @@ def test_every_public_name_is_on_its_page_or_a_type():
     page = PAGE.read_text()
     types = {
         "ActivationStore",
+        "Classes",
+        "Evaluation",
         "FidelityResult",
         "Run",
         "SparseAutoencoder",

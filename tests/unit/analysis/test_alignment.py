@@ -343,6 +343,7 @@ def test_one_feature_is_enough_and_figures_are_drawn_of_it(made, make_run):
     for path in result.figures:
         with Image.open(path) as figure:
             assert figure.size[0] == 1200
+        assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF-")
 
 
 @pytest.mark.parametrize(("site", "main"), [("attn_out", "attention 1"), ("resid_pre", "mlp 0"), ("mlp_act", "mlp 1")])

@@ -236,6 +236,9 @@ def test_the_numbers_are_those_of_the_runs_files(full):
     sae = next(row for row in full.page.rows if row[0] == "SAE")
     assert sae[2:4] == [str(known["counts"][0]["f1_at_least_05"]), str(known["counts"][0]["f1_at_least_07"])]
     assert float(sae[4].split()[0]) == pytest.approx(known["counts"][0]["mean_f1"], abs=6e-4)
+    best = known["attributes"][0]
+    shown = next(row for row in full.page.rows if row[0] == f"{best['kind']}: {best['value']}")
+    assert shown[-1] == f"{best['f1_of']['random']:.2f}"  # of the control: there is no untrained tower
     reconstruction = next(row for row in full.page.rows if row[0] == "Explained variance" and len(row) == 5)
     for shown, split in zip(reconstruction[1:4], ("train", "heldout", "all"), strict=True):
         assert float(shown.split()[0]) == pytest.approx(s["quality"][split]["explained_variance"], rel=1e-3)
