@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..._version import __version__
 from ...harvest.recorded import Source
+from ...harvest.weights import EMBEDDED
 from ...progress import Reporter
 from ...store.errors import StoreError
 from ...store.files import FolderLock, write_atomically
@@ -159,9 +160,11 @@ def run_vocabulary(setting: NamingSetting, reporter: Reporter) -> Vocabulary:
 
     A source that was not asked for by name and cannot be had is left out, and that is said.
     """
-    options = setting.options
+    options, sources = setting.options, setting.options.sources
+    if options.vocabulary is None and options.vocab is None and setting.store.provenance.model == EMBEDDED:
+        sources = ("labels", "captions")  # its text tower has read the captions of its pictures and nothing else
     captions: list[str] = []
-    if "captions" in options.sources:
+    if "captions" in sources:
         try:
             for part in range(len(setting.store.parts)):
                 captions += image_captions(setting.pictures.images(part), options.seed)
@@ -169,9 +172,7 @@ def run_vocabulary(setting: NamingSetting, reporter: Reporter) -> Vocabulary:
             if options.vocabulary is not None:
                 raise
             reporter.warn(f"No captions among the phrases: {error}")
-    found = load_vocabulary(
-        options.sources, file=options.vocab, labels=setting.store.label_names or (), captions=captions
-    )
+    found = load_vocabulary(sources, file=options.vocab, labels=setting.store.label_names or (), captions=captions)
     given = ", ".join(f"{source.name} {source.n_phrases:,}" for source in found.sources)
     words = {"n_repeated": "repeated", "n_blank": "blank", "n_too_long": "too long"}
     counts = {word: sum(getattr(source, key) for source in found.sources) for key, word in words.items()}
