@@ -1,4 +1,10 @@
-"""Optimises pictures, several at a time, each as if it were alone.
+"""Optimises pictures, several at a time, each as if it were alone: its feature's pre-activation is made large.
+
+Nothing is added to the pre-activation. On the quickstart tower (12 random features, 128 steps of 4 crops), lucid's
+factor max(0.1, cos)^2 of row and encoder vector raised the feature's share of the code from 0.14 to 0.16 and lowered
+its activation from 1.44 of the largest on a real image to 1.38; a tenth of the mean of the 16 largest other features
+taken off changed neither. With either all twelve passed as they did without, and stronger ones (cos^4, a half) left
+most features off: below 0 a smaller cosine is the larger product.
 
 What is random of a picture is drawn from its own generator, so that it does not depend on which others share its
 batch, but for the last bits of float32.
@@ -16,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from .objective import objective
 from .options import VisualiseOptions
 from .parametrise import make_pictures
 from .probe import FeatureProbe
@@ -85,7 +90,7 @@ def optimise(
         apart = views.detach().requires_grad_()
         for first in range(0, len(apart), options.batch_size):
             some = slice(first, first + options.batch_size)
-            (-objective(probe, apart[some], features[some]).sum() / options.crops).backward()
+            (-probe.preactivations(apart[some], features[some]).sum() / options.crops).backward()
         views.backward(apart.grad)
         adam.step()
         on_step()
