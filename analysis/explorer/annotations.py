@@ -12,6 +12,7 @@ tabs, servers and machines that share a run do not undo each other's work.
 import fcntl
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -256,6 +257,8 @@ class Annotations:
         self._features, self._problem = {}, None
         if seen != (0, 0, 0):
             try:
+                if not stat.S_ISREG(found.st_mode):  # of a pipe, reading would wait for ever
+                    raise BadQuery("it is no file.")
                 self._features = _of_bytes(self.path.read_bytes() if seen[1] <= MOST_BYTES else None, self._sae)
             except (OSError, BadQuery) as error:
                 self._problem = f"{ANNOTATIONS_JSON} cannot be read and is left alone: {error}"
@@ -299,10 +302,15 @@ class Annotations:
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     """Hold a lock file against other writers, of this process too; a file system without locks has none."""
-    with open(path, "ab") as file:
+    with open(path, "ab", opener=_opened) as file:
         with suppress(OSError):  # a network file system without locks: changes are still whole, the last one stands
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _opened(path: str, flags: int) -> int:
+    """A descriptor for writing; of a pipe an error, where it would wait for a reader for ever."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _of_bytes(content: bytes | None, sae_sha256: str | None) -> dict[int, Annotation]:

@@ -1,6 +1,5 @@
 """The explorer as an ASGI application: its pages, their JSON twins, thumbnails, style sheets and scripts."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -12,6 +11,7 @@ from .render import render_error, render_page, static_files, static_version, to_
 from .runs import ExploredRun
 from .security import Guard
 from .several import Explorer
+from .threads import in_thread
 from .urls import Urls
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _showing(
         query = Query(request.path_params, dict(request.query_params))
         address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         make = partial(made, query, address)
-        status, content = await asyncio.to_thread(make) if _is_slow(page, query) else make()
+        status, content = await in_thread(make) if _is_slow(page, query) else make()
         return Response(content, status, media_type="text/html", headers={"cache-control": "no-cache"})
 
     return show
@@ -138,7 +138,7 @@ def _answering(
         query = Query(request.path_params, dict(request.query_params), body)
         try:
             if _is_slow(endpoint, query):
-                found = await asyncio.to_thread(endpoint.answer, run, query)
+                found = await in_thread(endpoint.answer, run, query)
             else:
                 found = endpoint.answer(run, query)
         except (PageError, StoreError, OSError) as error:

@@ -20,6 +20,7 @@ from ...train.run_dir import WEIGHTS
 from .matching import Matches, chance_cosines, correlations, nearest_directions
 from .runs import ExploredRun
 from .several import Explorer
+from .threads import MATCHING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +102,7 @@ def job_of(a: ExploredRun, b: ExploredRun) -> Job:
         job = jobs.get(b.name)
         if job is None:
             job = jobs[b.name] = Job()
-            threading.Thread(target=_run, args=(job, a, b), name=f"match-{a.name}-{b.name}", daemon=True).start()
+            threading.Thread(target=_run, args=(job, a, b), name=f"{MATCHING}{a.name}-{b.name}", daemon=True).start()
     return job
 
 

@@ -1,11 +1,13 @@
 """Serves the explorer on a port of this machine until it is stopped."""
 
+import atexit
 import errno
 import gc
 import logging
 import socket
 import threading
 import webbrowser
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +20,7 @@ from .options import ExploreOptions
 from .runs import ExploredRun
 from .security import OWN_NAMES
 from .several import Explorer
+from .threads import end_without_them
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -55,15 +58,16 @@ def explore(
         raise ValueError(
             f"--host {options.host} shows this run to other machines: say how they reach it with --allow-host NAME."
         )
-    listening = listen(options)
+    listening, is_over = listen(options), threading.Event()
+    atexit.register(end_without_them)  # the first is the last to be called
     try:
         explorer = Explorer(runs)
         app = make_app(explorer, names=options.allow_host)
         for run in explorer.runs:
             run.device = options.device
-            for note in run.notes:
+            for note in filter(None, (*run.notes, run.annotations.problem)):
                 reporter.warn(note)
-        threading.Thread(target=_preload, args=(explorer.runs,), name="preload", daemon=True).start()
+        threading.Thread(target=_preload, args=(explorer.runs, is_over), name="preload", daemon=True).start()
         host = options.host if options.host in OWN_NAMES else options.allow_host[0]
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
         announce(f"{', '.join(run.name for run in explorer.runs)}: open {address} (Ctrl-C ends it)")
@@ -73,14 +77,17 @@ def explore(
             opening.start()
         server(app).run(sockets=[listening])
     finally:
+        is_over.set()
+        gc.unfreeze()
         listening.close()
 
 
-def _preload(runs: Sequence[ExploredRun]) -> None:
+def _preload(runs: Sequence[ExploredRun], is_over: threading.Event) -> None:
     """Read what pages need into memory."""
     for run in runs:
         run.preload()
-    gc.freeze()  # these hundred thousands of objects stay: to look through them held every visitor up for 150 ms
+    if not is_over.is_set():
+        gc.freeze()  # these hundred thousands of objects stay: to look through them held every visitor up for 150 ms
 
 
 def require_extra() -> None:
@@ -102,7 +109,7 @@ def server(app: Callable[..., Awaitable[None]]) -> "Server":
         proxy_headers=False,  # no one's word for whom a request is from
         lifespan="off",
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=2,  # s, for what is being answered when it is stopped
+        timeout_graceful_shutdown=1,  # s, for what is being answered when it is stopped
     )
     logging.getLogger("uvicorn.error").addFilter(_is_told)
     return Server(config)
@@ -110,7 +117,8 @@ def server(app: Callable[..., Awaitable[None]]) -> "Server":
 
 def _is_told(record: logging.LogRecord) -> bool:
     """Whether a user is told a line of uvicorn's: not that a stop cut a visitor off."""
-    return not str(record.msg).startswith("Cancel %s running task(s)")
+    is_cut_off = record.exc_info is not None and isinstance(record.exc_info[1], CancelledError)
+    return not is_cut_off and not str(record.msg).startswith("Cancel %s running task(s)")
 
 
 def listen(options: ExploreOptions) -> socket.socket:

@@ -1,11 +1,13 @@
 """`thresher explore` as it is typed: what it says, what it refuses, how it ends."""
 
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from contextlib import contextmanager
 
@@ -59,6 +61,48 @@ def test_it_serves_until_it_is_stopped(run_path, number, line):
         waiting.close()
         assert process.returncode == 1
         assert said.strip() == line
+
+
+COMPUTING_FOR_EVER = """
+import sys, threading, torch
+from thresher.analysis.explorer import phrases
+from thresher.cli import main
+
+def rank(run, phrase):
+    a = torch.rand(500, 500)
+    print("computing", flush=True)
+    while True:
+        a = (a @ a).softmax(0)
+
+phrases.rank = rank
+main()
+"""
+
+
+def test_it_ends_within_two_seconds_though_the_tower_computes(run_path):
+    arguments = ["explore", str(run_path), "--no-browser", "--port", "0", "--quiet"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPUTING_FOR_EVER, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = re.search(r"http://127.0.0.1:(\d+)/", process.stdout.readline())
+        visitor = socket.create_connection(("127.0.0.1", int(address[1])))
+        visitor.sendall(b"GET /features?q=~heart HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert process.stdout.readline() == "computing\n"
+        start_s = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        took_s = time.monotonic() - start_s
+        visitor.close()
+    finally:
+        process.kill()
+        process.communicate()
+    assert said.strip() == "Error: stopped by the user."
+    assert process.returncode == 1
+    assert took_s < 2 * (1 + max(0, os.getloadavg()[0] / os.cpu_count() - 1))  # of a machine that is not shared
 
 
 def test_the_next_port_is_taken_where_one_is_in_use(run_path):
