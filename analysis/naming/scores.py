@@ -31,7 +31,7 @@ class Negatives:
     random: Floats
     """`(..., q)`: of images drawn at random, the same ones for every phrase."""
     hard: Floats
-    """`(..., h)`: of those most similar to each phrase among the others."""
+    """`(..., h)`: of others, among the tenth that is most similar to each phrase."""
 
     @property
     def all(self) -> Floats:
@@ -42,10 +42,11 @@ class Negatives:
 def negatives(
     similar: Floats, generator: np.random.Generator, *, random: int = N_NEGATIVES, hard: int = N_NEGATIVES
 ) -> Negatives:
-    """Draw images without the feature at random, then take for each phrase the most similar of those that are left.
+    """Draw images without the feature at random, then some of the tenth that is most similar to each phrase.
 
     Random images alone are told apart by any phrase that says roughly what is seen; the hard ones ask whether it is
-    this phrase (hard negatives as in detection scoring, EleutherAI's Delphi).
+    this phrase (hard negatives as in detection scoring, EleutherAI's Delphi). Of a tenth, and not the few most similar
+    of all: those would be the harder the more images there are to take them from, and scores would depend on that.
 
     Parameters
     ----------
@@ -57,9 +58,11 @@ def negatives(
     order = generator.permutation(m)
     n_random = min(random, (m + 1) // 2)
     rest = similar[..., order[n_random:]]
-    n_hard = min(hard, rest.shape[-1])
-    hardest = np.partition(rest, rest.shape[-1] - n_hard, axis=-1)[..., rest.shape[-1] - n_hard :] if n_hard else rest
-    return Negatives(similar[..., order[:n_random]], hardest)
+    n_rest = rest.shape[-1]
+    n_hard = min(hard, n_rest)
+    n_near = max(n_hard, n_rest // 10)
+    near = np.sort(rest, axis=-1)[..., n_rest - n_near :]
+    return Negatives(similar[..., order[:n_random]], near[..., generator.permutation(n_near)[:n_hard]])
 
 
 def auroc(positive: Floats, negative: Floats) -> Doubles:

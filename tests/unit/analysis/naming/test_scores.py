@@ -88,15 +88,29 @@ def test_p_values_are_uniform_where_phrase_and_firing_have_nothing_in_common() -
         assert (p <= level).mean() == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 4000))
 
 
-def test_hard_negatives_are_the_most_similar_images_that_were_not_drawn() -> None:
-    similar = np.stack([np.arange(20.0), -np.arange(20.0)])  # two phrases, opposite
-    found = negatives(similar, np.random.default_rng(3), random=6, hard=4)
+def test_hard_negatives_are_of_the_most_similar_tenth_of_the_images_that_were_not_drawn() -> None:
+    similar = np.stack([np.arange(206.0), -np.arange(206.0)])  # two phrases, opposite
+    found = negatives(similar, np.random.default_rng(3), random=6, hard=8)
     images = found.random[0].astype(int)
     assert np.array_equal(found.random[1], -found.random[0])  # the same images for every phrase
-    left = np.setdiff1d(np.arange(20), images)
-    assert sorted(found.hard[0]) == left[-4:].tolist()
-    assert sorted(-found.hard[1]) == left[:4].tolist()
-    assert found.all.shape == (2, 10)
+    left = np.setdiff1d(np.arange(206), images)  # 200
+    assert found.hard.shape == (2, 8)
+    assert len(set(found.hard[0])) == 8
+    assert np.isin(found.hard[0], left[-20:]).all()
+    assert np.isin(-found.hard[1], left[:20]).all()
+    few = negatives(similar[:, :26], np.random.default_rng(3), random=6, hard=8)  # a tenth would be 2
+    left = np.setdiff1d(np.arange(26), few.random[0].astype(int))
+    assert sorted(few.hard[0]) == left[-8:].tolist()
+    assert few.all.shape == (2, 14)
+
+
+def test_hardness_does_not_depend_on_how_many_images_there_are() -> None:
+    rng = np.random.default_rng(0)
+    firing = rng.standard_normal((300, 50)) + 1.5
+    few, many = (
+        np.mean([auroc(one, negatives(rng.standard_normal(m), rng).all) for one in firing]) for m in (600, 6000)
+    )
+    assert few == pytest.approx(many, abs=0.01)
 
 
 @pytest.mark.parametrize(("m", "n_random", "n_hard"), [(0, 0, 0), (1, 1, 0), (7, 4, 3), (11, 6, 5), (12, 6, 6)])
