@@ -17,8 +17,10 @@ from .features import FEATURES_ZARR, open_features
 from .folders import refuse_existing
 from .post import differences
 from .report_figures import draw_statistics
+from .report_names import names_section
 from .report_numbers import glance
 from .report_page import Page, Section, render
+from .report_pictures import agreement_section, pictures_section
 from .report_sections import said
 from .report_text import Beside
 from .stored_statistics import StoredStatistics, are_of, open_statistics
@@ -90,6 +92,9 @@ def _page(run: Run, stored: StoredStatistics) -> Page:
         parts.features_section(run, stored, drawn),
         parts.cluster_section(run, stored, post),
         parts.examples_section(run),
+        names_section(run),
+        pictures_section(run, stored, store),
+        agreement_section(run, stored),
         parts.alignment_section(run, alignment, post),
         parts.classes_section(run),
         parts.attributes_section(run, attributes),

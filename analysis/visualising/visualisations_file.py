@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...store.files import write_atomically
+from ..naming.names_file import printable
 from .checks import Checks
 
 FOLDER = "visualisations"
@@ -118,6 +119,24 @@ def read_checks(run_path: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) and document.get("format") == CHECKS_FORMAT else None
 
 
+def read_nulls(run_path: Path) -> dict[str, list[dict[str, float]]]:
+    """Numbers of the lines of `nulls.tsv` by kind and column, NaN undefined; lines that make no sense are left out."""
+    try:
+        lines = (run_path / FOLDER / NULLS_TSV).read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    header = lines[0].split("\t") if lines else []
+    found: dict[str, list[dict[str, float]]] = {}
+    for line in lines[1:]:
+        cells = dict(zip(header, line.split("\t"), strict=False))
+        try:
+            numbers = {name: _number(cells[name]) for name in _CHECKS}
+            found.setdefault(_printable(cells["kind"]), []).append(numbers)
+        except (KeyError, ValueError):
+            continue
+    return found
+
+
 def _parsed(cells: dict[str, str], d_sae: int) -> Visualisation | None:
     """One line; None where it makes no sense."""
     values = {name: " ".join(cells.get(name, "").split()) for name in COLUMNS}
@@ -150,7 +169,7 @@ def _number(cell: str) -> float:
 
 
 def _printable(text: str) -> str:
-    return "".join(c for c in text if c.isprintable())[:_LONGEST_WORDS]
+    return printable(text)[:_LONGEST_WORDS]
 
 
 def _cell(value: Any) -> str:
