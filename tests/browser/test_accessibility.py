@@ -1,18 +1,9 @@
 """Every page by axe: nothing that keeps people from reading or working it."""
 
-from pathlib import Path
-
-import axe_core_python
 import pytest
-from browsing import wait_until
+from browsing import axe_findings, wait_until
 from selenium.webdriver.common.by import By
 
-AXE = (Path(axe_core_python.__file__).parent / "axe.min.js").read_text()
-RUN = """
-const done = arguments[arguments.length - 1];
-axe.run(document, {resultTypes: ["violations"]}).then((found) => done(found.violations.map(
-  (each) => [each.impact, each.id, each.nodes.slice(0, 3).map((node) => node.html.slice(0, 160))])));
-"""
 PAGES = (
     "/",
     "/features",
@@ -44,9 +35,7 @@ def test_axe_finds_nothing_serious_on_any_page(browser, explorer_url, width, sch
             browser.get(explorer_url + page)
             wait_until(browser, lambda b: b.find_element(By.TAG_NAME, "h1"))
             wait_until(browser, lambda b: b.execute_script("return document.readyState === 'complete'"))
-            browser.execute_script(AXE)
-            found = browser.execute_async_script(RUN)
-            if grave := [each for each in found if each[0] in ("serious", "critical")]:
+            if grave := [each for each in axe_findings(browser) if each[0] in ("serious", "critical")]:
                 serious[page] = grave
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -57,5 +46,4 @@ def test_axe_finds_nothing_serious_on_any_page(browser, explorer_url, width, sch
 
 def test_axe_sees_a_page_that_fails(browser):
     browser.get("data:text/html,<html><body><img src='x'><a href='y'></a></body></html>")
-    browser.execute_script(AXE)
-    assert {"image-alt", "link-name"} <= {each[1] for each in browser.execute_async_script(RUN)}
+    assert {"image-alt", "link-name"} <= {each[1] for each in axe_findings(browser)}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ...naming.names_file import NAMED, UNNAMED, Name
 from ...naming.options import NameOptions
+from ..page import Unavailable
 from ..render import number
 from ..runs import ExploredRun
 
@@ -60,21 +61,33 @@ def naming(run: ExploredRun, feature: int) -> Naming:
         n_naming=line.n_naming,
         n_scoring=line.n_scoring,
         alternatives=list(line.alternatives) if line.status == NAMED else [],
-        why=_why(line) if line.status == UNNAMED else [],
+        why=_why(line, _asked(run)) if line.status == UNNAMED else [],
     )
 
 
-def _why(line: Name) -> list[str]:
-    """Which thresholds the best phrase misses."""
+def _asked(run: ExploredRun) -> dict[str, float]:
+    """The thresholds that names were held to, by option; those of `NameOptions` where the run does not say."""
     asked = NameOptions()
+    found = {"min_auroc": asked.min_auroc, "min_z": asked.min_z, "fdr": asked.fdr}
+    try:
+        said = (run.document(_RECORD) or {}).get("thresholds")
+    except Unavailable:
+        said = None
+    known = said if isinstance(said, dict) else {}
+    return found | {name: value for name, value in known.items() if name in found and isinstance(value, int | float)}
+
+
+def _why(line: Name, asked: dict[str, float]) -> list[str]:
+    """Which thresholds the best phrase misses."""
     found = []
-    if line.auroc is not None and line.auroc < asked.min_auroc:
-        found.append(f"AUROC {number(line.auroc)}; {asked.min_auroc:g} is asked")
-    if line.ablation_z is not None and line.ablation_z < asked.min_z:
-        found.append(f"ablation z {number(line.ablation_z)}; {asked.min_z:g} is asked")
-    if line.q_value is not None and line.q_value > asked.fdr:
-        found.append(f"q {number(line.q_value)}; at most {asked.fdr:g} is allowed")
+    if line.auroc is not None and line.auroc < asked["min_auroc"]:
+        found.append(f"AUROC {number(line.auroc)}; {asked['min_auroc']:g} is asked")
+    if line.ablation_z is not None and line.ablation_z < asked["min_z"]:
+        found.append(f"ablation z {number(line.ablation_z)}; {asked['min_z']:g} is asked")
+    if line.q_value is not None and line.q_value > asked["fdr"]:
+        found.append(f"q {number(line.q_value)}; at most {asked['fdr']:g} is allowed")
     return found
 
 
+_RECORD = "naming/name.json"
 _NOTHING = Name("", None, "", status="")

@@ -133,7 +133,7 @@ async function keepList(address, view) {
 }
 
 let timer = null;
-form.addEventListener("input", (event) => {
+function filterSoon(event) {
   clearTimeout(timer);
   const isTyped = event.target.matches("input");
   if (isTyped && event.target.name === "q" && event.target.value.startsWith("~")) return;  // the tower is asked on Enter
@@ -143,7 +143,9 @@ form.addEventListener("input", (event) => {
     else history.pushState(null, "", url.page("features", address));
     update(address);
   }, isTyped ? TYPING_MS : 0);
-});
+}
+form.addEventListener("input", (event) => { if (event.target.matches("input")) filterSoon(event); });
+form.addEventListener("change", (event) => { if (event.target.matches("select")) filterSoon(event); });
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   clearTimeout(timer);

@@ -87,6 +87,12 @@ def test_a_rejected_phrase_is_nowhere_a_name(run: ExploredRun, client: TestClien
         "ablation z 1.25; 2 is asked",
         "q 0.200; at most 0.05 is allowed",
     ]
+    (run.path / "naming").mkdir()
+    for said, asked in (('{"thresholds": {"min_auroc": 0.5, "min_z": 3}}', 3), ("{", 2), ('{"thresholds": [1]}', 2)):
+        (run.path / "naming" / "name.json").write_text(said)
+        why = view(run, Query({"feature": 4})).naming.why
+        assert f"ablation z 1.25; {asked} is asked" in why
+        assert len(why) == (2 if asked == 3 else 3)
     html = client.get("/f/4").text
     assert "striped flag 4" not in re.search("<h1>.*</h1>", html)[0]
     assert "<title>Feature 4 · run · Thresher</title>" in html
