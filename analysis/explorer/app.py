@@ -121,7 +121,7 @@ def _showing(
         query = Query(request.path_params, dict(request.query_params))
         address = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         make = partial(made, query, address)
-        status, content = await in_thread(make) if _is_slow(page, query) else make()
+        status, content = await in_thread(make) if _is_slow(run, page, query) else make()
         return Response(content, status, media_type="text/html", headers={"cache-control": "no-cache"})
 
     return show
@@ -137,7 +137,7 @@ def _answering(
         body = await request.body() if endpoint.is_post else b""
         query = Query(request.path_params, dict(request.query_params), body)
         try:
-            if _is_slow(endpoint, query):
+            if _is_slow(run, endpoint, query):
                 found = await in_thread(endpoint.answer, run, query)
             else:
                 found = endpoint.answer(run, query)
@@ -154,7 +154,9 @@ def _answering(
     return answer
 
 
-def _is_slow(what: Page | Endpoint, query: Query) -> bool:
+def _is_slow(run: ExploredRun, what: Page | Endpoint, query: Query) -> bool:
+    if run.store is not None and run.store.objects.local is None:
+        return True  # a read from a bucket takes what a hundred pages take: nobody waits for another's
     return what.is_slow(query) if callable(what.is_slow) else what.is_slow
 
 
