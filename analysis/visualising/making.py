@@ -55,7 +55,7 @@ class Making:
         canvas = self.options.canvas or round(CANVAS * shorter)
         if not shorter <= canvas <= 16 * shorter:
             raise ValueError(
-                f"--canvas is {canvas}: the tower sees {shorter} pixels, give {shorter} to {16 * shorter}."
+                f"--canvas is {canvas}; the tower sees {shorter} pixels: give {shorter} to {16 * shorter}."
             )
         return round(height * canvas / shorter), round(width * canvas / shorter)
 

@@ -118,15 +118,14 @@ def _settled(
     """What was made by the same options; `StoreError` where it was by others, unless those go."""
     folder.mkdir(exist_ok=True)
     path = folder / OPTIONS_JSON
-    made = {}
-    if path.exists():
-        other = _difference(path, identity)
-        if other is None:
-            made = read_made(folder)
-        elif not overwrite:
-            raise StoreError(
-                f"the pictures in {folder} were made with {other}: give the same, or --overwrite them all."
-            )
+    try:
+        made = read_made(folder)
+        if made and (other := _difference(path, identity)):
+            raise StoreError(f"the pictures in {folder} were made with {other}: give that, or --overwrite them all.")
+    except StoreError:
+        if not overwrite:
+            raise
+        made = {}
     if not made:
         for each in folder.iterdir():
             if each.name not in (SPECTRUM_NPY, SPECTRUM_JSON):
@@ -138,10 +137,9 @@ def _settled(
 def _difference(path: Path, identity: dict[str, Any]) -> str | None:
     """The first option by which other pictures were made, in words; None where there is none."""
     try:
-        found = json.loads(path.read_bytes())
-        assert isinstance(found, dict)
-    except (ValueError, AssertionError):
-        return "options that options.json does not tell any more"
+        found = dict(json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return f"options that {OPTIONS_JSON} does not tell any more"
     for name, value in identity.items():
         if found.get(name) != value:
             return f"{name} {found.get(name)}, not {value}"
