@@ -108,6 +108,38 @@ def test_a_lasso_around_all_makes_a_list_of_all(atlas) -> None:
     assert len(kept) == n
 
 
+def test_a_lasso_is_in_the_address_and_a_reload_keeps_it(atlas) -> None:
+    atlas.find_element(By.NAME, "lasso").click()
+    element = atlas.find_element(By.ID, "atlas")
+    atlas.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    chain = ActionChains(atlas).move_to_element_with_offset(element, -180, -90).click_and_hold()
+    for i in range(60):  # many small steps, as a hand draws
+        chain = chain.move_by_offset(6, 3 if i % 2 else -3)
+    chain.move_by_offset(0, 200).move_by_offset(-360, 0).release().perform()
+    title = _until(lambda: atlas.find_element(By.ID, "atlas-list-title").text)
+    listed = [each.text for each in atlas.find_elements(By.CSS_SELECTOR, "#atlas-list .found li")]
+    assert listed
+    address = atlas.current_url
+    assert "lasso=" in address
+    assert len(address) < 1500
+    for visit in (atlas.refresh, lambda: atlas.get("about:blank") or atlas.get(address)):
+        visit()
+        _until(lambda: atlas.find_elements(By.CSS_SELECTOR, "#atlas-list .found li"))
+        assert atlas.find_element(By.ID, "atlas-list-title").text == title
+        found = [each.text for each in atlas.find_elements(By.CSS_SELECTOR, "#atlas-list .found li")]
+        assert len(found) == len(listed)
+    atlas.find_element(By.NAME, "close").click()
+    assert "lasso" not in atlas.current_url
+
+
+@pytest.mark.parametrize("lasso", ["", "1_2_3_4", "a_b_c_d_e_f", "1_2_3_4_5_6_7", "<script>", "_".join(["1"] * 1000)])
+def test_a_lasso_that_is_none_in_the_address_shows_the_map_alone(browser, explorer_url, lasso) -> None:
+    browser.get(f"{explorer_url}/atlas?lasso={lasso}")
+    _until(lambda: browser.execute_script("return document.getElementById('atlas').dataset.across"))
+    assert not browser.find_element(By.ID, "atlas-list").is_displayed()
+    assert [each for each in browser.get_log("browser") if each["level"] == "SEVERE"] == []
+
+
 def test_points_within_a_drawn_line_are_found_by_the_even_odd_rule(atlas) -> None:
     """Against the winding of a concave polygon by hand: an L."""
     found = atlas.execute_async_script(
@@ -141,4 +173,4 @@ def test_a_phrase_colours_the_map_and_lists_the_nearest(atlas, monkeypatch: pyte
     assert atlas.find_element(By.ID, "atlas-list-title").text == "Nearest to “a <b>red</b> heart”"
     assert atlas.find_element(By.ID, "atlas-legend").text.count("cosine with the phrase") == 1
     assert len(atlas.find_elements(By.CSS_SELECTOR, "#atlas-list .found li")) == 12
-    assert "q=a%20%3Cb%3Ered" in atlas.current_url
+    assert "q=a+%3Cb%3Ered" in atlas.current_url

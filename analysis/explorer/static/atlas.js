@@ -2,7 +2,7 @@
 
 import { has, inlined, isExport, load, loadBytes, make, number, post, url } from "./api.js";
 import { AtlasCanvas } from "./atlas_canvas.js";
-import { inside, thinned } from "./lasso.js";
+import { inside, read, thinned, written } from "./lasso.js";
 import { css, isDark, ramp } from "./ramp.js";
 import { setList } from "./shell.js";
 
@@ -30,6 +30,13 @@ async function waitForMap(state) {
   }
 }
 
+// Puts a phrase or a lasso into the address, so that a reload or a link shows the same; null takes it out.
+function remember(changes) {
+  const values = new URLSearchParams(location.search);
+  for (const [name, value] of Object.entries(changes)) if (value === null) values.delete(name); else values.set(name, value);
+  try { history.replaceState(null, "", `${location.pathname}${values.size ? "?" : ""}${values}`); } catch { /* a page that was opened from a folder, in some browsers */ }
+}
+
 class AtlasPage {
   constructor(points, { hasThumbnails, sensitive }) {
     this.points = points;
@@ -48,7 +55,7 @@ class AtlasPage {
     this.element.dataset.n = points.id.length;
   }
 
-  // Names stand under pictures that are large enough, on cards and in lists.
+  // Names stand on cards, in lists, and on the map where it shows few features.
   async name() {
     this.names = (await load("names.json")).names;
     this.map.names = Array.from(this.points.id, (id) => this.names[id] ?? "");
@@ -101,7 +108,7 @@ class AtlasPage {
       this.map.select(null);
       this.list(`Nearest to “${phrase}”`, features.map((each) => ({ ...each, text: `${number(each.score, 2)} ${each.name || each.feature}` })), features.map((each) => each.feature),
         `By the cosine with the mean embedding of the pictures on which each feature is largest${isExact ? "" : ", through the tower's last layer norm and projection alone"}.`);
-      history.replaceState(null, "", `?${query}`);
+      remember({ q: phrase, lasso: null });
     } catch (error) {
       state.textContent = error.message;
     }
@@ -110,7 +117,9 @@ class AtlasPage {
   // Lists
 
   selectInside(path) {
-    const { points, map } = this, found = inside(path, points.x, points.y), ids = [], entries = [];
+    const { points, map } = this;
+    map.path = path;
+    const found = inside(path, points.x, points.y), ids = [], entries = [];
     found.forEach((isIn, i) => {
       if (!isIn) return;
       ids.push(points.id[i]);
@@ -131,7 +140,7 @@ class AtlasPage {
       acts.push(make("button", { type: "button", name: "walk", title: "j and k go on to the next and the previous one", onclick: () => { setList(ids); location.href = url.feature(ids[0]); } }, "Walk through them"));
       if (!isExport) acts.push(...this.tagging(ids));
     }
-    acts.push(make("button", { type: "button", name: "close", onclick: () => { section.hidden = true; this.map.path = null; this.map.select(null); } }, "Close"));
+    acts.push(make("button", { type: "button", name: "close", onclick: () => { section.hidden = true; this.map.path = null; this.map.select(null); remember({ lasso: null }); } }, "Close"));
     section.querySelector(".acts").replaceChildren(...acts);
     const items = entries.map((each) => make("li", {}, make("a", { href: url.feature(each.feature), class: each.is_sensitive ? "sensitive" : "" },
       ...(this.map.hasPictures ? [make("img", { src: url.thumbnail(each.row), alt: `Feature ${each.feature}`, loading: "lazy", width: 128, height: 128 })] : []), each.text)));
@@ -277,7 +286,12 @@ class AtlasPage {
     if (this.isDrawing) {
       const path = thinned(this.map.path, 2 / this.map.view.scale);
       this.isDrawing = false;
-      if (this.start.isMoved && path.length > 2 && !isCancelled) { this.map.path = path; this.selectInside(path); return; }
+      if (this.start.isMoved && path.length > 2 && !isCancelled) {
+        const kept = written(path);
+        remember({ lasso: kept });
+        this.selectInside(read(kept));  // as a reload will
+        return;
+      }
       this.map.path = null;
     }
     if (this.start.isMoved || isCancelled) return;
@@ -310,10 +324,15 @@ async function openAtlas() {
     const page = new AtlasPage(await loaded(data.n), data);
     state.hidden = true;
     if (data.hasNames) page.name().catch(() => {});  // the map is the same without
-    const phrase = isExport ? null : new URLSearchParams(location.search).get("q");
+    const asked = new URLSearchParams(location.search), phrase = isExport ? null : asked.get("q"), lasso = asked.get("lasso");
     if (phrase) {
       page.tools.phrase.value = phrase;
-      page.find(phrase);
+      await page.find(phrase);
+    }
+    const path = lasso && read(lasso);
+    if (path) {
+      remember({ lasso });
+      page.selectInside(path);
     }
   } catch (error) {
     state.textContent = error.message;

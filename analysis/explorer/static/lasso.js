@@ -2,6 +2,8 @@
 //
 //   inside(path, x, y)      Uint8Array of 1 for the points within; path is [[x, y], ...] in the points' own units
 //   thinned(path, least)    the path without points nearer than `least` to the one before
+//   written(path)           the path as text for an address, of at most 80 points
+//   read(text)              that path again; null where the text is none
 
 export function thinned(path, least) {
   const kept = [];
@@ -10,6 +12,21 @@ export function thinned(path, least) {
     if (last === undefined || Math.hypot(x - last[0], y - last[1]) >= least) kept.push([x, y]);
   }
   return kept;
+}
+
+const MOST_POINTS = 80, DIGITS = 4;
+
+export function written(path) {
+  const far = Math.max(...[0, 1].map((axis) => Math.max(...path.map((each) => each[axis])) - Math.min(...path.map((each) => each[axis]))));
+  let kept = path;
+  for (let least = far / 200; kept.length > MOST_POINTS; least *= 1.3) kept = thinned(path, least);
+  return kept.flat().map((value) => Number(value.toFixed(DIGITS))).join("_");
+}
+
+export function read(text) {
+  const values = text.split("_").map(Number);
+  if (values.length < 6 || values.length > 2 * MOST_POINTS || values.length % 2 || !values.every(Number.isFinite)) return null;
+  return Array.from({ length: values.length / 2 }, (_, i) => [values[2 * i], values[2 * i + 1]]);
 }
 
 export function inside(path, x, y) {
