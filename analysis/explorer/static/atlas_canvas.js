@@ -7,7 +7,7 @@
 //   .select(Uint8Array or null)   the others are drawn faintly
 //   .at(left, top)                the point under a place in pixels, or null      .toMap(left, top)  that place's [x, y]
 //   .zoom(factor, left, top), .move(dx, dy), .fit(), .centre()
-//   .names                        of each point, '' for none: they stand under pictures that are large enough
+//   .names                        of each point, '' for none: they are drawn where few points are in view
 //   .path, .hovered               a line to draw, in the map's units, and a point to ring; then .redraw()
 //
 // Cells: 20 across the whole map, 40, 80 and so on, such that one is some 32 pixels; each shows the picture of the point
@@ -17,7 +17,7 @@ import { url } from "./api.js";
 import { keepDrawn, theme } from "./axes.js";
 import { css, isDark, ramp, undefinedColour } from "./ramp.js";
 
-const BUCKETS = 64, REACH = 14, CELL = 32, LARGEST = 110, NAMED_FROM = 56, WAIT_MS = 120;
+const BUCKETS = 64, REACH = 14, CELL = 32, LARGEST = 110, WAIT_MS = 120, MOST_SEEN = 120, WIDEST = 140;
 
 export class AtlasCanvas {
   constructor(element, canvas, { x, y, row, hasPictures, isHidden }) {
@@ -130,6 +130,7 @@ export class AtlasCanvas {
     this.level(20 * 2 ** level);
     this.cells = this.levels.get(20 * 2 ** level);
     if (this.hasPictures) this.drawMosaic(context, colours);
+    if (this.names !== null) this.drawNames(context);
     this.drawMarks(context);
     this.element.dataset.across = this.cells.across;
     this.element.dataset.drawMs = (performance.now() - start).toFixed(2);
@@ -183,29 +184,39 @@ export class AtlasCanvas {
       context.drawImage(this.pictures.get(this.row[cell.point]), left - shown / 2 + 2.5, top - shown / 2 + 2.5, shown - 5, shown - 5);
     }
     context.globalAlpha = 1;
-    if (this.names !== null && shown >= NAMED_FROM) this.drawNames(context, side, shown);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => wanted.forEach((row) => this.fetch(row)), WAIT_MS); // not of what is only passed by
   }
 
-  drawNames(context, side, shown) {
-    const { ink, paper } = theme(), { across, byKey } = this.cells, height = 14;
-    context.font = "11px system-ui, sans-serif";
+  // Names under what is in view, where it is few enough; of names that would cover each other the first stands.
+  drawNames(context) {
+    const { ink, paper } = theme(), { x, y, width, height, names } = this, seen = [];
+    for (let i = 0; i < x.length; i++) {
+      const [left, top] = this.toScreen(x[i], y[i]);
+      if (left < 0 || top < 0 || left > width || top > height) continue;
+      if (seen.push([i, left, top]) > MOST_SEEN) return;
+    }
+    const side = (2 / this.cells.across) * this.view.scale, shown = Math.min(side - 2, LARGEST), taken = [];
+    context.font = "12px system-ui, sans-serif";
     context.textAlign = "center";
     context.textBaseline = "middle";
-    for (const [key, cell] of byKey) {
-      const name = this.names[cell.point];
-      if (!name || !this.isDrawn(cell)) continue;
-      const [x, y] = this.toScreen(((key % across) + 0.5) * (2 / across) - 1, (Math.floor(key / across) + 0.5) * (2 / across) - 1);
-      if (x < -side || y < -side || x > this.width + side || y > this.height + side) continue;
-      const top = y + shown / 2 - height;
-      context.globalAlpha = 0.85;
+    for (const [i, left, top] of seen) {
+      if (!names[i]) continue;
+      const key = this.keyOf(x[i], y[i]), cell = this.cells.byKey.get(key), hasPicture = cell !== undefined && this.hasPictures && this.isDrawn(cell);
+      if (hasPicture && cell.point !== i) continue;  // lies under another's picture
+      const middle = hasPicture ? this.toScreen(((key % this.cells.across) + 0.5) * (2 / this.cells.across) - 1, (Math.floor(key / this.cells.across) + 0.5) * (2 / this.cells.across) - 1) : [left, top];
+      const text = clipped(context, names[i], WIDEST), wide = context.measureText(text).width + 6, at = middle[1] + (hasPicture ? shown / 2 : this.pointSize() / 2) + 10;
+      const box = [middle[0] - wide / 2, at - 8, middle[0] + wide / 2, at + 8];
+      if (taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) continue;
+      taken.push(box);
+      context.globalAlpha = 0.8;
       context.fillStyle = paper;
-      context.fillRect(x - shown / 2, top, shown, height);
+      context.fillRect(box[0], box[1], wide, 16);
       context.globalAlpha = 1;
       context.fillStyle = ink;
-      context.fillText(clipped(context, name, shown - 6), x, top + height / 2);
+      context.fillText(text, middle[0], at);
     }
+    this.element.dataset.names = taken.length;
   }
 
   fetch(row) {
