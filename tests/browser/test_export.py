@@ -63,6 +63,19 @@ def test_a_number_is_searched_and_leads_to_its_feature(browser, site, run):
     wait(browser, lambda b: b.current_url.endswith(f"/f/{wanted}.html"))
 
 
+@pytest.mark.parametrize(("text", "said"), [("99999", "feature 99999"), ("img:99999", "image 99999")])
+def test_what_has_no_page_in_the_export_is_said_where_it_is_typed(browser, site, text, said):
+    browser.get(f"{site}/index.html")
+    press(browser, "/")
+    field = browser.switch_to.active_element
+    field.send_keys(text, Keys.ENTER)
+    wait(browser, lambda b: field.get_property("validationMessage"))
+    assert field.get_property("validationMessage") == f"This export holds no page of {said}."
+    assert browser.current_url == f"{site}/index.html"
+    field.send_keys("x")
+    assert field.get_property("validationMessage") == ""
+
+
 def test_words_are_searched_in_the_list(browser, site):
     browser.get(f"{site}/index.html")
     press(browser, "/")

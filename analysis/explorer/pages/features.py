@@ -1,6 +1,7 @@
 """Features as a table that is searched, filtered and sorted; its state is in the address."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from .. import list_files
 from ..feature_query import SORTS, address, read_filters, sort_changes, values_of
 from ..listing import BY_NAMES, DENSE, SETS, Filters, Selection
-from ..page import Answer, Chapter, Chosen, Endpoint, Page, Query, Unavailable
+from ..page import Answer, Chapter, Chosen, Endpoint, Page, PageError, Query, Unavailable
 from ..runs import ExploredRun
 
 PER_PAGE = 100
@@ -174,6 +175,7 @@ def view(run: ExploredRun, query: Query) -> Features:
         message, filters = str(error), replace(filters, phrase="", sort="id", is_falling=False)
         selection = selected(run, filters)
     total = len(selection.ids)
+    message = message or _lost(run, query.text("q").strip(), total)
     n_pages = max(1, -(-total // PER_PAGE))
     page = min(query.integer("page", 1, 1, 1 << 31), n_pages)
     shown = Selection(selection.ids[(page - 1) * PER_PAGE : page * PER_PAGE], selection.scores)
@@ -199,6 +201,22 @@ def view(run: ExploredRun, query: Query) -> Features:
         next=address(values, page=str(page + 1)) if page < n_pages else None,
         lists=address(values),
     )
+
+
+def _lost(run: ExploredRun, q: str, total: int) -> str | None:
+    """Where something leads that names one thing rather than words, and is not in the list."""
+    found = re.fullmatch(r"(img:\s*)?([0-9]{1,12})", q, re.IGNORECASE)
+    if found is None:
+        return None
+    number = int(found[2])
+    try:
+        if found[1]:
+            run.require_row(number)
+            return f"{q} is no feature: the page of that image is i/{number}."
+        run.require_feature(number)
+    except PageError as error:
+        return str(error)
+    return None if total else f"Feature {number} does not pass these filters: its page is f/{number}."
 
 
 def selected(run: ExploredRun, filters: Filters) -> Selection:

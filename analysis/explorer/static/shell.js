@@ -43,12 +43,10 @@ async function random() {
   if (ids.length > 0) location.href = url.feature(ids[Math.floor(Math.random() * ids.length)]);
 }
 
-// Where a search leads that names one thing: a feature's number, img: and a row; null where it is words.
-export function target(text) {
-  const query = text.trim();
-  if (/^\d{1,9}$/.test(query)) return url.feature(Number(query));
-  const image = /^img:\s*(\d{1,12})$/i.exec(query);
-  return image ? url.image(Number(image[1])) : null;
+// The one thing that a search names: ["feature", number] or, of img: and a row, ["image", row]; null where it is words.
+export function named(text) {
+  const found = /^(img:\s*)?(\d{1,12})$/i.exec(text.trim());
+  return found && [found[1] ? "image" : "feature", Number(found[2])];
 }
 
 const keys = {
@@ -77,6 +75,12 @@ document.getElementById("theme").addEventListener("click", toggleTheme);
 document.getElementById("help-open").addEventListener("click", keys["?"]);
 document.getElementById("runs")?.addEventListener("change", (event) => { location.href = event.target.value; });
 document.getElementById("search").addEventListener("submit", (event) => {
-  const found = target(event.target.elements.q.value);
-  if (found !== null) { event.preventDefault(); location.href = found; }
+  const field = event.target.elements.q, found = named(field.value);
+  if (found === null) return;
+  event.preventDefault();
+  const [kind, id] = found, address = url[kind](id);
+  if (address !== null) { location.href = address; return; }
+  field.setCustomValidity(`This export holds no page of ${kind} ${id}.`);
+  field.reportValidity();
 });
+document.querySelector("#search input").addEventListener("input", (event) => event.target.setCustomValidity(""));
