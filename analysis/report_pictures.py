@@ -108,7 +108,9 @@ def _said_rules(document: Mapping[str, Any] | None) -> str:
     height, width = document["input_size"]
     return (
         f"A picture passes when, as decoded from its 8-bit file and seen at {height} x {width} pixels, it fulfils: "
-        f"{'; '.join(document['rules'])}. The blur has a deviation of {document['blur_px']:.2g} pixels (1 at 224)."
+        f"{'; '.join(document['rules'])}. The blur has a deviation of {document['blur_px']:.2g} pixels (1 at 224). "
+        "The tower both makes and judges the pictures: one that passes shows what the tower takes for the feature, "
+        "which a person may not recognise."
     )
 
 
@@ -144,7 +146,7 @@ def _share(n_passed: int, n: int) -> str:
 
 def _checks_drawing(run_path: Path, lines: Mapping[int, Visualisation]) -> Figure:
     numbers = {"pictures": [vars(line.checks) for line in lines.values()], **read_nulls(run_path)}
-    order = ("pictures", "top images", "other features", "random phases", "noise")
+    order = ("pictures", "top images", "raw pixels", "other features", "random phases", "noise")
     kinds = {
         kind: {column: np.array([float(each[column]) for each in numbers[kind]]) for column in numbers[kind][0]}
         for kind in order

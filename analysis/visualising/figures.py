@@ -17,10 +17,10 @@ GREEN, GREY = "#009E73", "#555555"  # of Okabe and Ito, as the others
 _COLOURS = {"pictures": BLUE, "top images": GREEN}
 _RETENTION = "retention"
 _PANELS: tuple[tuple[str, str, float, bool], ...] = (
-    ("activation_ratio", "activation / largest on real images", LEAST_RATIO, True),
-    ("rank", "rank of the feature on the picture", MOST_RANK, False),
-    (_RETENTION, "least activation kept by JPEG, blur, crops", LEAST_RETENTION, True),
-    ("transfer_percentile", "percentile of nearness to own top images", LEAST_TRANSFER, True),
+    ("activation_ratio", "activation / largest on a real image", LEAST_RATIO, True),
+    ("rank", "rank among all features", MOST_RANK, False),
+    (_RETENTION, "least kept by JPEG, blur and crops", LEAST_RETENTION, True),
+    ("transfer_percentile", "transfer: percentile of nearness", LEAST_TRANSFER, True),
 )
 """Column, words, bound of the rule, whether more is better."""
 _PAIRS = {
@@ -40,7 +40,7 @@ def checks_figure(kinds: Mapping[str, Columns]) -> "Figure":
     kinds
         Columns of the table of checks by kind; undefined values are NaN.
     """
-    with figure_of_height(1.6 + 0.42 * 2 * len(kinds)) as (figure, axes):
+    with figure_of_height(1.6 + 0.6 * len(kinds)) as (figure, axes):
         axes.remove()
         grid = figure.subplots(2, 2, sharey=True)
         for place, (column, words, bound, more_is_better) in zip(grid.flat, _PANELS, strict=True):
@@ -54,7 +54,7 @@ def checks_figure(kinds: Mapping[str, Columns]) -> "Figure":
                 place.set_xscale("log")
                 place.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             else:
-                place.set_xlim(left=0 if column != "transfer_percentile" else -3)
+                place.set_xlim(left=0)
         names = [f"{kind} ({len(next(iter(columns.values()))):,})" for kind, columns in kinds.items()]
         grid[0, 0].set_yticks(range(len(kinds)), names)
         grid[0, 0].set_ylim(len(kinds) - 0.5, -0.5)
@@ -72,12 +72,12 @@ def _column(columns: Columns, name: str) -> NDArray[np.float64]:
 
 def _bar(axes: "Axes", y: float, values: NDArray[np.float64], colour: str) -> None:
     if not len(values):
-        axes.annotate("undefined", (0.5, y), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8, color=GREY)
+        axes.annotate("  undefined", (0, y), xycoords=axes.get_yaxis_transform(), va="center", fontsize=8, color=GREY)
         return
     low, first, middle, third, high = np.percentile(values, (5, 25, 50, 75, 95))
     axes.plot([low, high], [y, y], color=colour, linewidth=1.2)
     axes.plot([first, third], [y, y], color=colour, linewidth=6, solid_capstyle="butt")
-    axes.plot(middle, y, "o", color="white", markeredgecolor=colour, markersize=6, zorder=4)
+    axes.plot(middle, y, "o", color="white", markeredgecolor=colour, markersize=6, zorder=4, clip_on=False)
 
 
 def agreement_figure(
@@ -105,7 +105,7 @@ def agreement_figure(
             axes, below = figure.subplots(2, 1, height_ratios=(3, 2.8))
             _against_entropy(below, agreement, label_entropy, is_passed)
             counts, _ = np.histogram(agreement[known], bins=edges)
-            label = f"all three: {known.sum():,} features, median {np.median(agreement[known]):.0f}"
+            label = f"all three: {known.sum():,}, median {np.median(agreement[known]):.0f}"
             axes.stairs(counts / known.sum(), edges, fill=True, color=BLUE, alpha=0.6, label=label)
         for name, (words, colour, style) in _PAIRS.items():
             values = arrays[name][np.isfinite(arrays[name])]

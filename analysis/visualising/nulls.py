@@ -1,6 +1,6 @@
 """What pictures are held against: the same checks of pictures that were not made for the feature.
 
-Shapes: H x W pixels of the canvas.
+Shapes: H x W pixels of the canvas, h x w of the tower's input.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .parametrise import make_pictures
+from .probe import FeatureProbe
 from .spectrum import ImageSpectrum
 
-PICTURES, TOP_IMAGES, OTHER_FEATURE, RANDOM_PHASES, NOISE = KINDS = (
+PICTURES, TOP_IMAGES, ADVERSARIAL, OTHER_FEATURE, RANDOM_PHASES, NOISE = KINDS = (
     "pictures",
     "top images",
+    "raw pixels",
     "other features",
     "random phases",
     "noise",
@@ -24,6 +26,7 @@ PICTURES, TOP_IMAGES, OTHER_FEATURE, RANDOM_PHASES, NOISE = KINDS = (
 KIND_WORDS = {
     PICTURES: "made for the feature",
     TOP_IMAGES: "the image on which the feature is largest: what a perfect picture would reach",
+    ADVERSARIAL: "pixels optimised for the feature as they are, without spectrum, crops or noise: adversarial patterns",
     OTHER_FEATURE: "made for one feature, judged for another drawn at random",
     RANDOM_PHASES: "the mean spectrum of the images with random phases, judged for features drawn at random",
     NOISE: "uniform noise in every pixel, judged for features drawn at random",
@@ -32,6 +35,8 @@ FEATURES_A_PICTURE = 4
 """That each picture of a null is judged for: looking at a picture costs eight passes, judging it nothing."""
 N_RANDOM = 32
 """Random pictures of each kind."""
+N_ADVERSARIAL = 16
+_STEPS, _RATE = 64, 0.02  # 0.02 of the range from black to white a step: activations far above any real image's
 
 
 def random_phases(spectrum: ImageSpectrum, width: int, n: int, seed: int) -> Iterator[Image.Image]:
@@ -43,6 +48,23 @@ def random_phases(spectrum: ImageSpectrum, width: int, n: int, seed: int) -> Ite
         with torch.no_grad():
             pixels = (made.images()[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         yield Image.fromarray(pixels)
+
+
+def adversarial(probe: FeatureProbe, features: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.uint8]]:
+    """Pixels `(h, w, 3)` for each of some features: noise on grey that gradient steps make its pre-activation large by.
+
+    What optimisation finds where nothing keeps it to pictures: each must drive its feature and fail the checks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for feature in features.tolist():
+        start = 0.5 + 0.05 * torch.randn(1, 3, *probe.input_size, generator=generator)
+        pixels = start.to(probe.device).requires_grad_()
+        optimiser = torch.optim.Adam([pixels], lr=_RATE)
+        for _ in range(_STEPS):
+            optimiser.zero_grad()
+            (-probe.preactivations(pixels.clamp(0, 1), torch.tensor([feature], device=probe.device)).sum()).backward()
+            optimiser.step()
+        yield (pixels.detach().clamp(0, 1)[0] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def noise(size: tuple[int, int], n: int, seed: int) -> Iterator[Image.Image]:

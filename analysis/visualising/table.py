@@ -132,7 +132,7 @@ def write_table(
             reporter.warn(f"pictures are not compared with the run's images: {error}")
             space, judge = None, Judge(probed.probe, open_features(probed.path), None, chosen, seed=seed)
         lines, others, embeddings = _checked(judge, folder, made, space, seed, reporter)
-        against = [*others, *_random_pictures(judge, spectrum, size, seed)]
+        against = [*_adversarial(judge, chosen, seed), *others, *_random_pictures(judge, spectrum, size, seed)]
         agreed = None
         if space is not None:
             write_embeddings(probed.path, chosen, embeddings)
@@ -220,14 +220,25 @@ def _random_pictures(
                 yield kind, _line(judge, seen, feature, "", kind, number)
 
 
+def _adversarial(judge: Judge, chosen: NDArray[np.int64], seed: int) -> Iterator[tuple[str, Visualisation]]:
+    some = _spread(chosen, nulls.N_ADVERSARIAL)
+    for feature, pixels in zip(some.tolist(), nulls.adversarial(judge.probe, some, seed), strict=True):
+        yield nulls.ADVERSARIAL, _line(judge, judge.see(pixels), feature, "", nulls.ADVERSARIAL, None)
+
+
 def _top_images(
     judge: Judge, space: ImageSpace, top_row: NDArray[np.int64], chosen: NDArray[np.int64]
 ) -> Iterator[tuple[str, Visualisation]]:
-    some = chosen[np.unique(np.linspace(0, max(0, len(chosen) - 1), _TOP_IMAGES).astype(np.int64))[: len(chosen)]]
+    some = _spread(chosen, _TOP_IMAGES)
     some = some[top_row[some, 0] >= 0]
     for places, pixels in space.pictures.pixels(top_row[some, 0]):
         for feature, image in zip(some[places].tolist(), pixels.numpy(), strict=True):
             yield nulls.TOP_IMAGES, _line(judge, judge.see(image), feature, "", nulls.TOP_IMAGES, None)
+
+
+def _spread(features: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Up to n of the features, evenly over their order."""
+    return features[np.unique(np.linspace(0, len(features) - 1, min(n, len(features))).astype(np.int64))]
 
 
 def _line(

@@ -218,11 +218,11 @@ def test_figures_draw_every_kind_and_undefined_columns():
     figure = checks_figure(kinds)
     texts = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert texts == [f"{kind} (20)" for kind in KINDS]
-    assert "undefined" in [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert "  undefined" in [text.get_text() for axes in figure.axes for text in axes.texts]
     arrays = dict.fromkeys(ARRAYS, draw.uniform(0, 100, 60).astype(np.float32))
     drawn = agreement_figure(arrays, draw.random(60).astype(np.float32), draw.random(60) < 0.5)
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png")
     assert len(drawn.axes) == 2
     legend = [text.get_text() for text in drawn.axes[0].get_legend().get_texts()]
-    assert legend[0] == f"all three: 60 features, median {np.median(arrays['agreement']):.0f}"
+    assert legend[0] == f"all three: 60, median {np.median(arrays['agreement']):.0f}"

@@ -148,6 +148,10 @@ def test_the_table_of_nulls_tells_real_images_from_random_pixels(planted, checke
     # of the three that fire on real images, one shows stripes of two pixels: its tower knows them at that size alone
     assert (tops.n, tops.n_passed, tops.why_failed) == (3, 2, {"crops": 1})
     assert tops.medians["activation_ratio"] == pytest.approx(1, abs=0.01)
+    # this tower is nearly linear: the gradient of a feature is its own pattern, on every patch; the dead one stays dead
+    raw = kinds["raw pixels"]
+    assert (raw.n, raw.why_failed["fires"]) == (4, 1)
+    assert raw.medians["activation_ratio"] > 2
     assert kinds["other features"].n == 4 * nulls.FEATURES_A_PICTURE
     for random in ("random phases", "noise"):
         assert kinds[random].n == nulls.N_RANDOM * nulls.FEATURES_A_PICTURE
