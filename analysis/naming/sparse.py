@@ -178,7 +178,8 @@ class _Paths:
         turn = torch.where(apart > _SINGULAR, (rest_t @ self._words.T) / apart, -torch.inf)
         barred = np.concatenate([self.phrases[which], self._left[which, None]], axis=1)
         row, column = np.nonzero(barred >= 0)
-        turn[torch.as_tensor(row), torch.as_tensor(barred[row, column])] = -torch.inf
+        places = tuple(torch.as_tensor(each, device=turn.device) for each in (row, barred[row, column]))
+        turn[places] = -torch.inf
         best = turn.max(dim=1)
         joining = best.indices.cpu().numpy()
         chosen = self._exact(joining)
