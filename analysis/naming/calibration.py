@@ -10,8 +10,9 @@ Shapes: n features that know a phrase, A phrases, m rows whose truth is known, N
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,13 @@ from ...store.reader import open_store
 from ..attribute_table import AttributeTable, lines_of_rows
 from ..features import open_features
 from .best_phrases import Measured, NamedFeatures, measure, name_features
-from .calibration_result import Calibration, NamedBy, Reference, Share, compare, share_of
+from .calibration_result import Calibration, NamedBy, Reference, compare
+from .calibration_thresholds import DEALT, UNTRAINED, compare_thresholds
 from .known_truth import LENIENT, FeatureTruth, KnownPhrases, feature_truth, known_phrases
 from .measured import directions_of
 from .options import METHODS, UNCENTRED, NameOptions
 from .setting import NamingSetting, open_setting
+from .shares import Share, share_of
 from .text_space import TextSpace, load_text_space
 from .vocabulary import Source, Vocabulary
 
@@ -34,6 +37,7 @@ MIN_F1 = 0.5
 """On the naming side, of a feature that knows a phrase."""
 _MOST_ROWS = 50_000
 _PERMUTATIONS = 1000
+_DEALS = 3
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -76,13 +80,16 @@ def calibrate(
             f"fires on {options.fewest_rows} rows of each: there is nothing to calibrate names by."
         )
     rows, winner = compare(own.truth, own.named, options)
+    of_winner = own.named[winner]
     references = [_shuffled(own, winner, options.seed)]
+    by_chance = {DEALT: own.dealt}
     if untrained is not None:
-        # the store that was moved is the run's own
-        elsewhere = _name_run(
-            untrained, table, replace(options, store=None), reporter, min_f1, (winner.method,), own.known.phrases
-        )
-        references.append(_untrained(elsewhere, winner))
+        # a store that was moved is the run's own
+        elsewhere = replace(options, store=None)
+        other = _name_run(untrained, table, elsewhere, reporter, min_f1, (winner.method,), own.known.phrases)
+        references.append(_untrained(other, winner))
+        if other is not None:
+            by_chance[UNTRAINED] = other.named[winner]
     by_kind = np.array(own.known.kinds)[own.truth.best()]
     return Calibration(
         source=table.source,
@@ -93,15 +100,17 @@ def calibrate(
         min_f1=min_f1,
         candidates=options.candidates,
         templates=options.templates or "simple",
+        fdr=options.fdr,
         seed=options.seed,
         named=rows,
         references=references,
         winner=winner,
+        thresholds=compare_thresholds(own.truth, of_winner, by_chance, options),
         kinds={kind: int((by_kind == kind).sum()) for kind in sorted(set(own.known.kinds))},
         phrases=own.known.phrases,
         truth=own.truth,
         features=own.features,
-        of_winner=own.named[winner],
+        of_winner=of_winner,
         kind_of_feature=by_kind,
     )
 
@@ -114,6 +123,8 @@ class _Named:
     known: KnownPhrases
     truth: FeatureTruth
     named: dict[NamedBy, NamedFeatures]
+    dealt: NamedFeatures
+    """The names of the best way, each scored for another feature, `_DEALS` times over."""
     n_rows: int
 
 
@@ -152,7 +163,9 @@ def _name_run(
             return None
         measured, truth = _tested(measured, truth)
         named = _by_methods(run_path, setting, known, measured, methods, reporter)
-        return _Named(measured.features, known, truth, named, len(rows))
+        _, winner = compare(truth, named, options)
+        dealt = _dealt(run_path, setting, known, measured, named[winner], truth)
+        return _Named(measured.features, known, truth, named, dealt, len(rows))
 
 
 def _tested(measured: Measured, truth: FeatureTruth) -> tuple[Measured, FeatureTruth]:
@@ -176,14 +189,7 @@ def _by_methods(
 ) -> dict[NamedBy, NamedFeatures]:
     """Names by each method, nearest and best scored, and of random directions."""
     o = setting.options
-    vocabulary = Vocabulary(known.phrases, (Source("attributes", len(known.phrases), 0, 0, 0),))
-
-    def space_of(templates: str) -> TextSpace:
-        return load_text_space(
-            run_path, setting.clip, vocabulary, templates=templates, device=setting.tower.device, seed=o.seed
-        )
-
-    space = space_of(o.templates or "simple")
+    space = _space(run_path, setting, known, o.templates or "simple")
     named: dict[NamedBy, NamedFeatures] = {}
     for method in methods:
         reporter.say(f"naming {len(measured.features):,} features: {method}")
@@ -192,7 +198,7 @@ def _by_methods(
         else:
             directions = directions_of(setting, method, measured.features, measured.rows)
         if method in UNCENTRED:
-            own = space_of(o.templates or UNCENTRED[method])
+            own = _space(run_path, setting, known, o.templates or UNCENTRED[method])
             found = name_features(setting, own, measured, directions, centred=False, rescored=False)
             named[NamedBy(method, rescored=False)] = found
             continue
@@ -204,6 +210,52 @@ def _by_methods(
     return named
 
 
+def _space(run_path: Path, setting: NamingSetting, known: KnownPhrases, templates: str) -> TextSpace:
+    vocabulary = Vocabulary(known.phrases, (Source("attributes", len(known.phrases), 0, 0, 0),))
+    return load_text_space(
+        run_path,
+        setting.clip,
+        vocabulary,
+        templates=templates,
+        device=setting.tower.device,
+        seed=setting.options.seed,
+    )
+
+
+def _others(n: int, generator: np.random.Generator) -> Ints:
+    """For each of n another one, no two the same."""
+    order = generator.permutation(n)
+    found = np.empty(n, np.int64)
+    found[order] = np.roll(order, 1)
+    return found
+
+
+def _dealt(
+    run_path: Path,
+    setting: NamingSetting,
+    known: KnownPhrases,
+    measured: Measured,
+    found: NamedFeatures,
+    truth: FeatureTruth,
+) -> NamedFeatures:
+    """Scores of names for other features than they were found for, where they are wrong: what passes is chance's."""
+    space = _space(run_path, setting, known, setting.options.templates or "simple")
+    generator = np.random.default_rng([setting.options.seed, 29])
+    scores = []
+    for _ in range(_DEALS):
+        names = found.phrases[_others(len(found.phrases), generator), 0]
+        is_wrong = (names >= 0) & ~truth.is_right(names, share=LENIENT)
+        # of a phrase's own embedding the phrase is the nearest
+        directions = np.where(is_wrong[:, None], space.unit(names), np.nan).astype(np.float32)
+        scores.append(name_features(setting, space, measured, directions, rescored=False))
+    joined: dict[str, Any] = {
+        each.name: np.concatenate([getattr(one, each.name) for one in scores])
+        for each in fields(NamedFeatures)
+        if isinstance(getattr(scores[0], each.name), np.ndarray)
+    }
+    return replace(scores[0], **joined)
+
+
 def _shuffled(own: _Named, winner: NamedBy, seed: int) -> Reference:
     """The winner's names dealt out to other features: right by chance, as common phrases are."""
     names = own.named[winner].phrases[:, 0]
@@ -212,7 +264,7 @@ def _shuffled(own: _Named, winner: NamedBy, seed: int) -> Reference:
     for share in (1.0, LENIENT):
         # whether each feature's name would be right for each other feature, (n, n): its column is the name's feature
         right = own.truth.is_right(np.broadcast_to(names, (len(names), len(names))), share=share)
-        drawn = [right[np.arange(len(names)), generator.permutation(len(names))].mean() for _ in range(_PERMUTATIONS)]
+        drawn = [right[np.arange(len(names)), _others(len(names), generator)].mean() for _ in range(_PERMUTATIONS)]
         low, high = np.quantile(drawn, (0.025, 0.975))
         shares.append(Share(float(np.mean(drawn)), float(low), float(high), len(names)))
     return Reference(f"{winner.label}, names of other features", *shares)

@@ -17,17 +17,16 @@ from ..._version import __version__
 from ...store.files import write_atomically
 from ..bootstrap import interval, resampled_sums
 from ..description import table_lines
-from ..significance import adjusted_p_values
 from .best_phrases import NamedFeatures
+from .calibration_thresholds import Thresholds, is_named, loosest, thresholds_table
 from .known_truth import LENIENT, FeatureTruth
-from .names_file import NAMED
 from .options import METHODS, NameOptions
-from .scores import auroc, statuses
+from .scores import auroc
+from .shares import Share, share_of, shown
 
 CALIBRATION_JSON = "calibration.json"
 FORMAT_NAME, FORMAT_VERSION = "thresher-naming-calibration", 1
 _SCORES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -44,30 +43,6 @@ class NamedBy:
         """As the table shows it."""
         name = "random directions" if self.method == "random" else self.method
         return f"{name}, best scored" if self.rescored else f"{name}, nearest"
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of features with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-def share_of(right: NDArray[np.bool_]) -> Share:
-    """Share of True, with Wilson's score interval (1927); NaN of none.
-
-    It counts features as independent. They share images, so that it is, if anything, narrow.
-    """
-    n = len(right)
-    if not n:
-        return Share(math.nan, math.nan, math.nan, 0)
-    share, z2 = float(right.mean()), _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Share(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
 @dataclass(frozen=True)
@@ -121,7 +96,7 @@ def compare(
     rows = []
     for by, found in named.items():
         lead = right[winner].astype(np.float64) - right[by]
-        passes = _is_named(found, options)
+        passes = is_named(found, min_auroc=options.min_auroc, min_z=options.min_z, fdr=options.fdr)
         n = len(lead)
         rows.append(
             Row(
@@ -138,12 +113,6 @@ def compare(
     return rows, winner
 
 
-def _is_named(found: NamedFeatures, options: NameOptions) -> NDArray[np.bool_]:
-    q = adjusted_p_values(found.p_value)
-    thresholds = {"min_auroc": options.min_auroc, "min_z": options.min_z, "fdr": options.fdr}
-    return statuses(found.auroc, found.ablation_z, q, **thresholds) == NAMED
-
-
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
     """Shares of right names of every method."""
@@ -156,10 +125,12 @@ class Calibration:
     min_f1: float
     candidates: int
     templates: str
+    fdr: float
     seed: int
     named: list[Row]
     references: list[Reference]
     winner: NamedBy
+    thresholds: list[Thresholds]
     kinds: dict[str, int]
     """Features by the kind of the phrase that they know best."""
     phrases: tuple[str, ...]
@@ -186,7 +157,7 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """The document of calibration.json."""
-        best = self.truth.best()
+        best, best_thresholds = self.truth.best(), loosest(self.thresholds)
         names = self.of_winner.phrases[:, 0]
         lines = np.arange(self.n_features)
         features = [
@@ -218,6 +189,9 @@ class Calibration:
             "references": [asdict(each) for each in self.references],
             "score_auroc": self.score_auroc(),
             "reliability": [asdict(each) for each in self.reliability()],
+            "fdr": self.fdr,
+            "thresholds": [asdict(each) for each in self.thresholds],
+            "loosest": None if best_thresholds is None else asdict(best_thresholds),
             "by_kind": {kind: asdict(share) for kind, share in self.by_kind().items()},
             "features": features,
             "thresher": __version__,
@@ -242,23 +216,23 @@ class Calibration:
         rows = [
             [
                 row.by.label,
-                _shown(row.right),
-                _shown(row.nearly),
+                shown(row.right),
+                shown(row.nearly),
                 _lead(row),
                 f"{row.named.value:.0%}",
-                _shown(row.right_of_named),
+                shown(row.right_of_named),
             ]
             for row in sorted(self.named, key=lambda row: (-row.right.value, row.by.label))
         ]
-        rows += [[each.label, _shown(each.right), _shown(each.nearly), "", "", ""] for each in self.references]
+        rows += [[each.label, shown(each.right), shown(each.nearly), "", "", ""] for each in self.references]
         tables = table_lines(["name by", "right", "right or nearly", "behind", "pass", "right of these"], rows)
         reliable = table_lines(
             ["score at least", "features", "right", "right or nearly"],
-            [[f"{r.at_least:g}", f"{r.right.n:,}", _shown(r.right), _shown(r.nearly)] for r in self.reliability()],
+            [[f"{r.at_least:g}", f"{r.right.n:,}", shown(r.right), shown(r.nearly)] for r in self.reliability()],
         )
         kinds = table_lines(
             ["kind of the phrase known", "features", "right"],
-            [[kind, f"{share.n:,}", _shown(share)] for kind, share in self.by_kind().items() if share.n],
+            [[kind, f"{share.n:,}", shown(share)] for kind, share in self.by_kind().items() if share.n],
         )
         return "\n".join(
             [
@@ -268,12 +242,10 @@ class Calibration:
                 f"Its score tells right names from wrong ones with AUROC {self.score_auroc():.2f}:",
                 *(f"  {line}" for line in reliable),
                 *(f"  {line}" for line in kinds),
+                f"What passes thresholds (q <= {self.fdr:g} too):",
+                *(f"  {line}" for line in thresholds_table(self.thresholds)),
             ]
         )
-
-
-def _shown(share: Share) -> str:
-    return "" if share.n == 0 else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
 
 
 def _lead(row: Row) -> str:

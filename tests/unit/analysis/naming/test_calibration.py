@@ -12,12 +12,14 @@ from scipy.stats import binomtest
 from thresher.analysis.attribute_table import AttributeTable, read_table
 from thresher.analysis.naming.best_phrases import measure, name_features
 from thresher.analysis.naming.calibration import calibrate
-from thresher.analysis.naming.calibration_result import Calibration, NamedBy, compare, share_of
+from thresher.analysis.naming.calibration_result import Calibration, NamedBy, compare
+from thresher.analysis.naming.calibration_thresholds import Thresholds, loosest
 from thresher.analysis.naming.known_truth import FeatureTruth
 from thresher.analysis.naming.measured import directions_of
 from thresher.analysis.naming.options import METHODS, NameOptions
 from thresher.analysis.naming.scores import statuses
 from thresher.analysis.naming.setting import open_setting
+from thresher.analysis.naming.shares import Share, share_of
 from thresher.analysis.naming.text_space import load_text_space
 from thresher.analysis.naming.vocabulary import Source, Vocabulary, nouns
 from thresher.analysis.significance import adjusted_p_values
@@ -60,8 +62,10 @@ def test_right_names_are_the_words_of_the_concepts(calibration: Calibration) -> 
 
 def test_names_of_other_features_are_right_as_rarely_as_words_repeat(calibration: Calibration) -> None:
     names = calibration.of_winner.phrases[:, 0]
-    # the expected share of a random permutation: over all pairs, the feature itself among them
-    wanted = calibration.truth.is_right(np.broadcast_to(names, (len(names), len(names)))).mean()
+    right = calibration.truth.is_right(np.broadcast_to(names, (len(names), len(names))))
+    n = len(names)
+    wanted = right[~np.eye(n, dtype=bool)].mean()  # over all pairs of two features
+    assert n > 2
     reference = calibration.references[0]
     assert reference.right.value == pytest.approx(wanted, abs=0.02)
     assert reference.right.low <= wanted <= reference.right.high
@@ -69,10 +73,33 @@ def test_names_of_other_features_are_right_as_rarely_as_words_repeat(calibration
     assert calibration.references[1].right == next(r.right for r in calibration.named if r.by == calibration.winner)
 
 
+def test_thresholds_let_planted_names_pass_and_hardly_any_that_were_dealt_out(calibration: Calibration) -> None:
+    document = calibration.to_json()
+    strict = next(each for each in document["thresholds"] if (each["min_auroc"], each["min_z"]) == (0.8, 2))
+    assert strict["named"]["value"] == pytest.approx(len(WORDS) / calibration.n_features)
+    assert strict["right"]["value"] == 1
+    assert strict["by_chance"]["of other features"] < 0.05
+    assert strict["by_chance"]["untrained tower"] == strict["named"]["value"] * calibration.n_features / len(WORDS)
+    # the same run in the place of an untrained one passes as often as this one: nothing is safe
+    assert document["loosest"] is None
+    assert "None of them" in calibration.text()
+
+
+def test_the_loosest_thresholds_name_most_of_those_that_keep_chance_out() -> None:
+    def row(area: float, z: float, named: float, *by_chance: float) -> Thresholds:
+        share = Share(named, 0, 1, 100)
+        return Thresholds(area, z, share, share, share, dict(zip("ab", by_chance, strict=False)))
+
+    rows = [row(0.5, 0, 0.9, 0.2, 0), row(0.6, 0, 0.7, 0.05, 0.06), row(0.6, 2, 0.6, 0.05, 0.05), row(0.7, 1, 0.6, 0)]
+    assert loosest(rows) == rows[3]  # as many named, the lower z
+    assert loosest(rows[:3]) == rows[2]
+    assert loosest(rows[:2]) is None
+
+
 def test_the_document_and_the_table_say_the_same(calibration: Calibration, tmp_path: Path) -> None:
     document = json.loads(calibration.write(tmp_path).read_text())
     assert (tmp_path / "naming" / "calibration.json").exists()
-    assert document["winner"] == {"method": "causal", "rescored": True, "label": "causal, best scored"}
+    assert document["winner"]["label"] == calibration.winner.label
     text = calibration.text()
     for row in document["named"]:
         line = next(line for line in text.splitlines() if line.strip().startswith(row["label"] + "  "))
