@@ -130,4 +130,4 @@ def test_two_runs_are_compared(browser, site):
         slider.send_keys(Keys.ARROW_RIGHT)
     assert browser.find_element(By.ID, "threshold-text").text == "0.90"
     assert float(browser.find_element(By.ID, "recovered-a").text.split()[0]) <= float(before.split()[0])
-    assert browser.find_elements(By.CSS_SELECTOR, "#scatter-1 canvas")
+    assert browser.find_elements(By.CSS_SELECTOR, "#scatter canvas")

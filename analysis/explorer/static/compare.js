@@ -2,6 +2,7 @@
 
 import { has, inlined, isExport, load, loadBytes, number } from "./api.js";
 import { histogram } from "./plots.js";
+import { css, isDark, ramp } from "./ramp.js";
 import { Scatter } from "./scatter.js";
 import { percent } from "./shares.js";
 
@@ -42,23 +43,39 @@ function drawBest(i) {
   });
 }
 
-async function drawScatter(i) {
-  const bytes = await loadBytes(i === 0 ? "points.bin" : `compare-points/${data.other}.bin`);
-  const n = bytes.byteLength / 12;
-  const [x, y, c] = [0, 1, 2].map((column) => new Float32Array(bytes, 4 * column * n, n));
-  const cMax = c.reduce((most, value) => (value > most ? value : most), 0);
-  const under = document.getElementById(`under-${i}`);
+const OF_RUN = [0, 0.75];  // place of each run's colour on the ramp
+
+// Both runs in one scatter: a colour each while both are shown, the label entropy where one is alone.
+async function drawScatter() {
+  const columns = await Promise.all(["points.bin", `compare-points/${data.other}.bin`].map(async (path) => {
+    const bytes = await loadBytes(path), n = bytes.byteLength / 12;
+    return [0, 1, 2].map((column) => new Float32Array(bytes, 4 * column * n, n));
+  }));
+  const first = columns[0][0].length, [x, y, entropy] = [0, 1, 2].map((column) => Float32Array.from([...columns[0][column], ...columns[1][column]]));
+  const runOf = Uint8Array.from(x, (_, i) => (i < first ? 0 : 1)), featureOf = (i) => (i < first ? i : i - first);
+  const most = entropy.reduce((highest, value) => (value > highest ? value : highest), 0);
+  const boxes = [0, 1].map((run) => document.getElementById(`shows-${run}`)), under = document.getElementById("under");
   // an export knows which features of this run have pages, not those of the other
-  const opens = (id) => !isExport || (i === 0 && has("features", id));
-  new Scatter(document.getElementById(`scatter-${i}`), {
-    x, y, c, cMax,
+  const opens = (i) => !isExport || (runOf[i] === 0 && has("features", i));
+  const scatter = new Scatter(document.getElementById("scatter"), {
+    x, y, c: entropy, cMax: most,
     xLabel: "density (log scale)", yLabel: "mean top activation (log scale)",
-    onHover: (id) => {
-      under.textContent = id === null ? "\u00a0"
-        : `Feature ${id}: density ${number(10 ** x[id])}, mean top ${number(10 ** y[id])}, entropy ${number(c[id])}`;
+    onHover: (i) => {
+      under.textContent = i === null ? "\u00a0"
+        : `${data.names[runOf[i]]}, feature ${featureOf(i)}: density ${number(10 ** x[i])}, mean top ${number(10 ** y[i])}, entropy ${number(entropy[i])}`;
     },
-    onOpen: (id) => { if (opens(id)) location.href = `${data.roots[i]}/f/${id}${suffix}`; },
+    onOpen: (i) => { if (opens(i)) location.href = `${data.roots[runOf[i]]}/f/${featureOf(i)}${suffix}`; },
   });
+  const show = () => {
+    const isShown = boxes.map((box) => box.checked), isBoth = isShown[0] && isShown[1];
+    scatter.isMixed = isBoth;
+    scatter.colour(isBoth ? Float32Array.from(runOf, (run) => OF_RUN[run]) : entropy, isBoth ? 1 : most, Uint8Array.from(runOf, (run) => (isShown[run] ? 1 : 0)));
+    const colours = ramp(isDark(), 64);
+    boxes.forEach((box, run) => { box.parentElement.querySelector(".swatch").style.background = isBoth ? css(colours[Math.floor(64 * OF_RUN[run])]) : "none"; });
+  };
+  for (const box of boxes) box.addEventListener("change", show);
+  window.addEventListener("themechange", show);
+  show();
 }
 
 if (waiting !== null) wait();
@@ -67,5 +84,5 @@ if (data !== null) {
   document.getElementById("threshold").addEventListener("input", showShares);
   showShares();
   [0, 1].forEach(drawBest);
-  [0, 1].forEach(drawScatter);
+  drawScatter();
 }

@@ -7,6 +7,8 @@
 //     onHover(id, left, top)  a point under the pointer, and where in the element; null when there is none any more
 //     onOpen(id)              it was clicked, or Enter was pressed
 //     onBrush(brush)          {x: [low, high], y: [low, high]} drawn by the visitor, or null
+//   .colour(c, cMax, isKept)  other colours; those that are not kept are left out (null keeps all)
+//   .isMixed = true           points lie over each other in no order, so that no colour covers another
 //   .select(isSelected)  Uint8Array: the others are drawn faintly; null for all      .setBrush(brush)  the rectangle drawn
 //   .zoom(factor), .reset(), .isMoving = true (drags move instead of selecting)
 //
@@ -24,8 +26,9 @@ const DRAG = 4; // pixels below which a press is a click
 export class Scatter {
   constructor(element, { x, y, c, cMax, xLabel = "", yLabel = "", mark = null, onHover = () => {}, onOpen = () => {}, onBrush = () => {} }) {
     Object.assign(this, { element, x, y, xLabel, yLabel, mark, onHover, onOpen, onBrush });
-    this.bucket = Uint8Array.from(c, (value) => (Number.isNaN(value) ? GREY : Math.min(BUCKETS - 1, Math.max(0, Math.floor((value / (cMax || 1)) * BUCKETS)))));
-    this.order = this.sorted();
+    this.kept = null;
+    this.isMixed = false;
+    this.setColours(c, cMax);
     this.whole = { x: roomy(x, this.order), y: roomy(y, this.order, mark?.y) };
     this.shown = structuredClone(this.whole);
     this.selected = this.brush = this.hovered = null;
@@ -43,14 +46,30 @@ export class Scatter {
     this.listen();
   }
 
+  setColours(c, cMax) {
+    this.bucket = Uint8Array.from(c, (value) => (Number.isNaN(value) ? GREY : Math.min(BUCKETS - 1, Math.max(0, Math.floor((value / (cMax || 1)) * BUCKETS)))));
+    this.order = this.sorted();
+  }
+
+  colour(c, cMax, isKept = null) {
+    this.kept = isKept;
+    this.setColours(c, cMax);
+    this.redraw();
+  }
+
   // Ids that have a place: undefined colours first, then from high to low, so that the low ones lie on top.
   sorted() {
     const counts = new Uint32Array(BUCKETS + 2), place = (id) => GREY - this.bucket[id];
-    const hasPlace = (id) => !Number.isNaN(this.x[id]) && !Number.isNaN(this.y[id]);
+    const hasPlace = (id) => (this.kept === null || this.kept[id] === 1) && !Number.isNaN(this.x[id]) && !Number.isNaN(this.y[id]);
     for (let id = 0; id < this.x.length; id++) if (hasPlace(id)) counts[place(id) + 1]++;
     for (let i = 1; i < counts.length; i++) counts[i] += counts[i - 1];
     const order = new Uint32Array(counts[counts.length - 1]);
     for (let id = 0; id < this.x.length; id++) if (hasPlace(id)) order[counts[place(id)]++] = id;
+    if (this.isMixed) for (let i = order.length - 1, at = 1; i > 0; i--) { // shuffled, the same each time
+      at = (at * 48271) % 2147483647;
+      const j = at % (i + 1);
+      [order[i], order[j]] = [order[j], order[i]];
+    }
     return order;
   }
 
