@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save
 
 from ...harvest.vision import LoadedClip
 from ...progress import Reporter
+from ...store.errors import StoreError
 from ...store.files import write_atomically
 from ..columns import write_array
 from ..naming.names_file import read_names
@@ -68,6 +69,9 @@ def write_agreement(
 ) -> AgreementResult | None:
     """Compute the agreement of every feature and write it into the run's statistics; the caller holds the run's lock.
 
+    Names and pictures stand without it: where it cannot be computed, for want of statistics, of the run's images or of
+    a text tower, the reporter warns.
+
     Parameters
     ----------
     clip
@@ -78,15 +82,17 @@ def write_agreement(
     Returns
     -------
     result
-        None where there is neither a picture nor a name.
-
-    Raises
-    ------
-    StoreError
-        When the run has no statistics.
-    ValueError, FileNotFoundError
-        When the run's images are not at hand, or the model has no text tower.
+        None where there is neither a picture nor a name, or a warning was given.
     """
+    reporter = reporter or Reporter()
+    try:
+        return _computed(run_path, clip, pictures, reporter)
+    except (StoreError, ValueError, OSError) as error:
+        reporter.warn(f"the agreement of pictures, top images and names is not computed: {error}")
+        return None
+
+
+def _computed(run_path: Path, clip: LoadedClip, pictures: RowPictures, reporter: Reporter) -> AgreementResult | None:
     stored = open_statistics(run_path)
     d_sae, space = stored.statistics.d_sae, ImageSpace(pictures, stored.statistics.top_row)
     e = len(space.mean)
@@ -98,7 +104,9 @@ def write_agreement(
         return None
     if named:
         phrases = tuple(sorted(set(named.values())))
-        texts = load_text_space(run_path, clip, Vocabulary(phrases, ()), device=pictures.tower.device)
+        texts = load_text_space(
+            run_path, clip, Vocabulary(phrases, ()), device=pictures.tower.device, reporter=reporter
+        )
         place = {phrase: number for number, phrase in enumerate(phrases)}
         of_names[list(named)] = texts.unit(np.array([place[phrase] for phrase in named.values()]))
     # top images of as many others as are compared, and of every feature that has another witness

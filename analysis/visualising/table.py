@@ -138,9 +138,9 @@ def write_table(
             write_embeddings(probed.path, chosen, embeddings)
             try:
                 against += _top_images(judge, space, probed.stored.statistics.top_row, chosen)
-                agreed = write_agreement(probed.path, clip, space.pictures, reporter=reporter)
             except (StoreError, ValueError, OSError) as error:
-                reporter.warn(f"the agreement of pictures, top images and names is not computed: {error}")
+                reporter.warn(f"real images are not judged beside the pictures: {error}")
+            agreed = write_agreement(probed.path, clip, space.pictures, reporter=reporter)
         write_visualisations(folder / VISUALISATIONS_TSV, lines)
         write_visualisations(folder / NULLS_TSV, [line for _, line in against], [kind for kind, _ in against])
         kinds = summarise([*((nulls.PICTURES, line) for line in lines), *against])

@@ -124,3 +124,27 @@ def test_statistics_made_again_say_that_the_agreement_went_with_the_earlier_ones
     assert [text for text in warned if "`thresher visualise`, given as before, writes it anew" in text]
     stats(planted.path, again, reporter)
     assert len([text for text in warned if "anew" in text]) == 1
+
+
+def test_without_statistics_or_images_a_warning_is_given_and_nothing_raised(planted, witnesses, tmp_path):
+    clip, pictures = witnesses
+    write_names(planted.path, [(0, "pink", "named")])
+    warned = []
+    reporter = Reporter()
+    reporter.warn = warned.append
+    statistics = planted.path / "stats.json"
+    statistics.rename(tmp_path / "stats.json")
+    try:
+        assert write_agreement(planted.path, clip, pictures, reporter=reporter) is None
+    finally:
+        (tmp_path / "stats.json").rename(statistics)
+    fresh = tmp_path / "run"
+    fresh.mkdir()
+    for name in ("stats.json", "stats.zarr", "names.tsv", "config.json"):
+        (fresh / name).symlink_to(planted.path / name)
+    with RowPictures(fresh, pictures.store, pictures.tower, str(tmp_path / "gone"), workers=0) as without:
+        assert write_agreement(fresh, clip, without, reporter=reporter) is None
+    assert len(warned) == 2
+    assert "holds no statistics: run `thresher stats` first" in warned[0]
+    assert warned[1].startswith("the agreement of pictures, top images and names is not computed: ")
+    assert "gone" in warned[1]
