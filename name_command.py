@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .analysis.naming.calibration_options import CalibrationOptions
 from .analysis.naming.options import NameOptions
 from .command import FolderPath, GroupedCommand, echo, edge, given, options_of, to_json
 from .progress import ConsoleReporter
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 @click.command(cls=GroupedCommand)
 @click.argument("run", type=FolderPath())
 @options_of(NameOptions)
+@options_of(CalibrationOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document on stdout.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr; warnings still.")
 @click.pass_context
@@ -33,11 +35,40 @@ def name(context: click.Context, run: Path, as_json: bool, quiet: bool, **_: Any
     Example: thresher name run-1 --vocab words.txt --vocabulary labels,nouns
     Example: thresher name run-1 --features 7,100-199 --overwrite
     Example: thresher name run-1 --method post --vocabulary classes
+    Example: thresher name run-1 --calibrate birds.csv --group photographer
     """  # noqa: D301 (\b is the character that click asks for)
+    options, reporter = NameOptions(**given(context, NameOptions)), ConsoleReporter(quiet=quiet)
+    known = CalibrationOptions(**given(context, CalibrationOptions))
+    if known.calibrate is not None:
+        if unused := [name for name in _NOT_CALIBRATED if name in given(context, NameOptions)]:
+            raise ValueError(
+                f"--calibrate tries every method on the features that know the table's words: leave out "
+                f"--{unused[0].replace('_', '-')}."
+            )
+        return _calibrate(run, options, known, reporter, as_json)
     from .analysis.naming.name import name as run_naming
 
-    result = run_naming(run, NameOptions(**given(context, NameOptions)), ConsoleReporter(quiet=quiet))
+    result = run_naming(run, options, reporter)
     echo(to_json(result) if as_json else of_names(result, run))
+
+
+_NOT_CALIBRATED = ("method", "choose", "features", "sparse_names", "vocab", "vocabulary", "overwrite")
+
+
+def _calibrate(
+    run: Path, options: NameOptions, known: CalibrationOptions, reporter: ConsoleReporter, as_json: bool
+) -> None:
+    from .analysis.attribute_table import QUICKSTART, emoji_table, read_table
+    from .analysis.naming.calibration import calibrate
+
+    assert known.calibrate is not None
+    if known.calibrate == QUICKSTART:
+        table = emoji_table()
+    else:
+        table = read_table(Path(known.calibrate), key=known.key, group=known.group, separator=known.separator)
+    found = calibrate(run, table, options, reporter, untrained=known.untrained, min_f1=known.min_f1)
+    path = found.write(run)
+    echo(to_json(found.to_json()) if as_json else f"{found.text()}\nAll of it: {path}")
 
 
 def of_names(result: "NameResult", run: Path) -> str:

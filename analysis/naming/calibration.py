@@ -193,10 +193,7 @@ def _by_methods(
     named: dict[NamedBy, NamedFeatures] = {}
     for method in methods:
         reporter.say(f"naming {len(measured.features):,} features: {method}")
-        if method == "causal":
-            directions = measured.effects.naming
-        else:
-            directions = directions_of(setting, method, measured.features, measured.rows)
+        directions = directions_of(setting, method, measured.features, measured.rows)
         if method in UNCENTRED:
             own = _space(run_path, setting, known, o.templates or UNCENTRED[method])
             found = name_features(setting, own, measured, directions, centred=False, rescored=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from planted_clip import WORDS, Planted, make_planted_run
 from scipy.stats import binomtest
 from thresher.analysis.attribute_table import AttributeTable, read_table
@@ -23,6 +24,7 @@ from thresher.analysis.naming.shares import Share, share_of
 from thresher.analysis.naming.text_space import load_text_space
 from thresher.analysis.naming.vocabulary import Source, Vocabulary, nouns
 from thresher.analysis.significance import adjusted_p_values
+from thresher.cli import main
 from thresher.store.errors import StoreError
 
 OPTIONS = NameOptions(device="cpu", workers=0)
@@ -205,3 +207,29 @@ def test_all_rows_of_a_group_are_on_one_side(planted: Planted, tmp_path: Path) -
     assert found.group_column == "four"
     assert "split by four" in found.text()
     assert found.n_features >= len(WORDS)
+
+
+def test_the_command_measures_and_writes_no_names(planted: Planted) -> None:
+    told = ["name", str(planted.path), "--calibrate", str(planted.attributes), "--device", "cpu", "--workers", "0"]
+    found = CliRunner().invoke(main, [*told, "--json", "--quiet"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["n_phrases"] == len(WORDS)
+    assert json.loads((planted.path / "naming" / "calibration.json").read_text()) == json.loads(found.stdout)
+    assert not (planted.path / "names.tsv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--calibrate", "CSV", "--method", "lens"], "leave out --method"),
+        (["--calibrate", "CSV", "--vocab", "words.txt"], "leave out --vocab"),
+        (["--group", "maker"], "untrained, key and group go with calibrate"),
+        (["--calibrate", "CSV", "--min-f1", "0"], "min_f1 must be above 0 and at most 1; got 0.0"),
+        (["--calibrate", "CSV", "--group", "maker"], "has no group column 'maker'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(planted: Planted, options: list[str], said: str) -> None:
+    given = [str(planted.attributes) if each == "CSV" else each for each in options]
+    found = CliRunner().invoke(main, ["name", str(planted.path), "--device", "cpu", *given])
+    assert found.exit_code in (1, 2)
+    assert said in " ".join(found.output.split())
