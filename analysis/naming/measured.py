@@ -28,8 +28,7 @@ class Effects:
     Parameters
     ----------
     naming, scoring
-        e(x) - e(x without the feature), over its rows of either side. Those of the naming side are the causal
-        directions.
+        e(x) - e(x without the feature), over its rows of either side.
     control
         Over its scoring rows, another random feature's decoder vector being taken away in its place, as long a change.
     added
@@ -46,6 +45,11 @@ class Effects:
 def directions_of(setting: NamingSetting, method: str, features: Ints, rows: Sequence[FeatureRows]) -> Floats:
     """Each feature's direction in CLIP's space, `(n, e)` of any length; NaN of one without rows to go by.
 
+    On the images where a feature is largest its part is most of what the last layer norm sees, and taking it out makes
+    that amplify all the rest: `causal` is the concept less that. Adding the feature to other images, `added`, has no
+    such trouble. The part of `causal` along the image's own embedding is kept, being the concept's where an image shows
+    one thing.
+
     Parameters
     ----------
     method
@@ -55,7 +59,9 @@ def directions_of(setting: NamingSetting, method: str, features: Ints, rows: Seq
     """
     tower, sae, site, target = setting.tower, setting.sae, setting.site, setting.target
     if method == "causal":
-        return _effects(setting, [_ablated(features, rows, naming=True)], len(features), None)[0]
+        return _effects(setting, [_ablated(features, rows, naming=True)], len(features), None, renormalised=False)[0]
+    if method == "added":
+        return -_effects(setting, [_added(setting, features, rows, naming=True)], len(features), None)[0]
     if method == "lens":
         strengths = np.array([each.naming_values.mean() if len(each.naming) else np.nan for each in rows], np.float32)
         return lens_directions(tower, sae, site, features, strengths, setting.mean_stream, target=target)
@@ -84,13 +90,15 @@ def measured_effects(
         _ablated(features, rows, naming=True),
         _ablated(features, rows, naming=False),
         _ablated(others[features], rows, naming=False, times=factors[features]),
-        _added(setting, features, rows),
+        _added(setting, features, rows, naming=False),
     ]
     naming, scoring, control, minus_added = _effects(setting, parts, len(features), task)
     return Effects(naming, scoring, control, -minus_added)
 
 
-def _effects(setting: NamingSetting, parts: list[Changes], n: int, task: Task | None) -> list[Floats]:
+def _effects(
+    setting: NamingSetting, parts: list[Changes], n: int, task: Task | None, *, renormalised: bool = True
+) -> list[Floats]:
     """`(n, e)` of each of some sets of changes; an image of several is run once."""
     joined = Changes(
         np.concatenate([each.line + n * number for number, each in enumerate(parts)]),
@@ -106,6 +114,7 @@ def _effects(setting: NamingSetting, parts: list[Changes], n: int, task: Task | 
         n=n * len(parts),
         target=setting.target,
         stored=setting.pictures.stored,
+        renormalised=renormalised,
         task=None if task is None else _Shares(task, n, len(joined.row)),
     )
     return np.split(found, len(parts))
@@ -144,14 +153,14 @@ def _ablated(
     )
 
 
-def _added(setting: NamingSetting, features: Ints, rows: Sequence[FeatureRows]) -> Changes:
-    """Each feature added, as a negative ablation, to random rows of the scoring side that it does not fire on."""
+def _added(setting: NamingSetting, features: Ints, rows: Sequence[FeatureRows], *, naming: bool) -> Changes:
+    """Each feature added, as a negative ablation, to random rows of a side that it does not fire on."""
     lines, places, amounts = [], [], []
     for line, (feature, each) in enumerate(zip(features.tolist(), rows, strict=True)):
-        free = setting.pool[~each.in_pool & ~setting.pool_is_naming]
+        free = setting.pool[~each.in_pool & (setting.pool_is_naming == naming)]
         if not len(each.naming) or not len(free):
             continue
-        generator = np.random.default_rng([setting.options.seed, 11, feature])
+        generator = np.random.default_rng([setting.options.seed, 11, feature, naming])
         chosen = generator.choice(free, min(_ADDED_TO, len(free)), replace=False)
         lines.append(np.full(len(chosen), line))
         places.append(chosen)

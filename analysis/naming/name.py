@@ -26,6 +26,7 @@ from ...store.errors import StoreError
 from ...store.files import FolderLock, write_atomically
 from ..folders import refuse_existing
 from ..significance import adjusted_p_values
+from ..visualising.stored_agreement import write_agreement
 from .best_phrases import Measured, combined_phrases, measure, name_features
 from .measured import directions_of
 from .names_file import NAMED, NAMES_TSV, UNNAMED, UNTESTED, Name, read_names, write_names
@@ -121,6 +122,7 @@ def name(
                 }
                 text = json.dumps(document, indent=2)
                 write_atomically(run_path / "naming" / NAME_JSON, text.encode() + b"\n")
+            write_agreement(run_path, setting.clip, setting.pictures, reporter=reporter)
     return NameResult(
         path=run_path / NAMES_TSV,
         method=options.method,
@@ -239,17 +241,19 @@ def _named(
 
 def _lines(setting: NamingSetting, space: TextSpace, measured: Measured) -> Iterator[dict[str, Any]]:
     """What names.tsv says of each feature but its status and q value; a number that is not finite is None."""
-    method, features = setting.options.method, measured.features
-    if method == "causal":
-        directions = measured.effects.naming
-    else:
-        directions = directions_of(setting, method, features, measured.rows)
-    is_exact = method in UNCENTRED
+    options, features = setting.options, measured.features
+    directions = directions_of(setting, options.method, features, measured.rows)
     combinations = None
-    if setting.options.sparse_names:
+    if options.sparse_names:
         combinations = combined_phrases(space, directions, setting.tower.device)
     named = name_features(
-        setting, space, measured, directions, centred=not is_exact, rescored=not is_exact, combinations=combinations
+        setting,
+        space,
+        measured,
+        directions,
+        centred=options.method not in UNCENTRED,
+        rescored=options.is_rescored,
+        combinations=combinations,
     )
     for line, feature in enumerate(features.tolist()):
         phrases = [named.text(space, line, place) for place in range(named.phrases.shape[1])]

@@ -30,13 +30,8 @@ from .pictures import RowPictures
 from .scores import equal_controls
 from .split import FeatureRows, NamingSplit, feature_rows, split_rows
 
-POOL_ROWS = 512
-"""Random rows of each side: images on which features do not fire are drawn of them, and the mean embedding.
-
-With 50 hard negatives of them a name must tell a feature's images from the most similar tenth of all: with 2,048 it
-would be the most similar fortieth, which of a feature that fires on one image in a hundred hold mostly what the name
-says too.
-"""
+POOL_ROWS = 2048
+"""Random rows of each side: images on which features do not fire are drawn of them, and the mean embedding."""
 _MEAN_ROWS = 1024
 _ROWS_AT_ONCE = 1 << 20
 
@@ -169,7 +164,7 @@ def open_setting(
                 found[here] = features.row_numbers("valid", start, stop)[rows[here] - start]
         return found
 
-    sides = [split.pool(POOL_ROWS, valid, naming=side, seed=options.seed) for side in (True, False)]
+    sides = [split.pool(POOL_ROWS, valid, info.n_encoded, naming=side, seed=options.seed) for side in (True, False)]
     pool = np.sort(np.concatenate(sides))
     with RowPictures(
         run_path,

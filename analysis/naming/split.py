@@ -37,19 +37,22 @@ class NamingSplit:
         # the top bit: the hash of a row's image, or group, is even over 64 bits
         return (self._hash(rows) >> np.uint64(63)) == 0
 
-    def pool(self, n: int, valid: Callable[[Ints], NDArray[np.bool_]], *, naming: bool, seed: int = 0) -> Ints:
+    def pool(
+        self, n: int, valid: Callable[[Ints], NDArray[np.bool_]], n_valid: int, *, naming: bool, seed: int = 0
+    ) -> Ints:
         """At most `n` random valid rows of one side, ascending.
 
         Parameters
         ----------
-        valid
-            Gives `(k,)`, whether each row was encoded.
+        valid, n_valid
+            Gives `(k,)`, whether each row was encoded; and how many of all were.
         naming
             Of the naming side, else of the scoring side.
         """
         generator = np.random.default_rng([seed, 7, naming])
-        # half of the rows are of a side; 4 n leave room for chance and for images that could not be read
-        drawn = np.arange(self.n_rows) if self.n_rows <= 8 * n else np.unique(generator.integers(0, self.n_rows, 4 * n))
+        # a row in 2 n_rows / n_valid will do: drawing twice as many leaves room for chance
+        k = 4 * n * self.n_rows // max(1, n_valid)
+        drawn = np.arange(self.n_rows) if self.n_rows <= 2 * k else np.unique(generator.integers(0, self.n_rows, k))
         found = drawn[(self.is_naming(drawn) == naming) & valid(drawn)]
         return np.sort(found if len(found) <= n else generator.choice(found, n, replace=False))
 
