@@ -77,10 +77,11 @@ def firing_features(
 
 @dataclass(frozen=True)
 class Counts:
-    """L0 of a code: features > 0, above 0.1, and > 0 outside the ULD cluster."""
+    """L0 of a code: features > 0, above 0.1, > 0 in the post's dense set, and > 0 outside the ULD cluster."""
 
     all: int
     above: int
+    dense: int
     without_uld: int | None
     """None where the run has no ULD cluster."""
 
@@ -89,7 +90,8 @@ ABOVE = 0.1
 
 
 def counts(run: ExploredRun, index: NDArray[np.int64], value: NDArray[np.float32]) -> Counts:
-    """L0 of a code in three ways."""
+    """L0 of a code in four ways."""
     uld = run.is_uld
     without = None if run.summary["uld"] is None else int((~uld[index]).sum())
-    return Counts(len(index), int((value > np.float32(ABOVE)).sum()), without)
+    dense = int(run.listing.of_set("post")[index].sum())
+    return Counts(len(index), int((value > np.float32(ABOVE)).sum()), dense, without)

@@ -128,7 +128,7 @@ def centred_unit(vectors: Floats, mean: Floats) -> Floats:
 
 
 def _make_space(run: ExploredRun) -> PhraseSpace:
-    site = _stream_site(run)
+    site = stream_site(run)
     text_mean = run.tower.embed_text(_class_names(run), caption="{}").mean(axis=0)
     with run.tower.turn():
         visual = run.tower.clip()[0].model.visual
@@ -139,7 +139,7 @@ def _make_space(run: ExploredRun) -> PhraseSpace:
     return PhraseSpace(run.shown, directions, text_mean, is_exact)
 
 
-def _stream_site(run: ExploredRun) -> Site:
+def stream_site(run: ExploredRun) -> Site:
     """Where the run's rows were read; `Unavailable` where they are no vectors of the residual stream."""
     site = run.tower.site
     if site.site not in ("resid_pre", "resid_post"):

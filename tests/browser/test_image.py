@@ -107,3 +107,24 @@ def test_where_the_tower_is_not_at_hand_the_reason_is_shown(browser, explorer_ur
     until(browser, lambda b: all_of(b, "#similar img"))
     complaints = browser.get_log("browser")  # of the answer 503, which is what this is about
     assert [entry for entry in complaints if "503" not in entry["message"]] == []
+
+
+def test_features_are_ordered_by_what_they_contribute_to_a_class_and_back(browser, live_url):
+    browser.get(f"{live_url}/i/0")
+    ids = "return [...document.querySelectorAll('#firings > li a.id')].map((each) => each.textContent)"
+    before = browser.execute_script(ids)
+    field = browser.find_element(By.NAME, "class")
+    field.clear()
+    field.send_keys("zebra")
+    browser.find_element(By.CSS_SELECTOR, "#contributions button").click()
+    wait_until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "#firings .gives"), 120)
+    given = (
+        "return [...document.querySelectorAll('#firings .gives .value')].map((e) => +e.textContent.replace('−', '-'))"
+    )
+    values = browser.execute_script(given)
+    assert values == sorted(values, reverse=True)
+    assert sorted(browser.execute_script(ids)) == sorted(before)
+    assert "through the tower's head alone" in browser.find_element(By.CSS_SELECTOR, "#contributions .soft").text
+    browser.find_element(By.NAME, "back").click()
+    assert browser.execute_script(ids) == before
+    assert browser.find_elements(By.CSS_SELECTOR, "#firings .gives") == []

@@ -27,7 +27,6 @@ N_TOP = 16
 """Images in the first grid."""
 N_LABELS = 20
 """Labels on the page; all of them are a button away."""
-_DENSE_DENSITY, _DENSE_MEAN_TOP = 1e-4, 10**-0.7  # the post's: log10 density > -4, log10 mean > -0.7
 
 
 @dataclass(frozen=True)
@@ -165,9 +164,7 @@ def view(run: ExploredRun, query: Query) -> FeatureView:
         naming=named,
         is_dead=is_dead,
         is_uld=bool(run.is_uld[feature]),
-        is_dense=numbers.density > _DENSE_DENSITY
-        and numbers.mean_top > _DENSE_MEAN_TOP
-        and not np.isnan(numbers.label_entropy),
+        is_dense=bool(run.listing.of_set("post")[feature]),
         is_sensitive=run.annotations.is_sensitive(feature),
         numbers=numbers,
         group=group if group in pictures else "top",

@@ -174,6 +174,15 @@ def pictures_of(run: ExploredRun, index: Any, value: Any, besides: int | None = 
     return {"images": images, "is_exact": found.is_exact}
 
 
+def contributions(run: ExploredRun, query: Query) -> dict[str, Any]:
+    """What the features of a row contribute to the logit of a class `class`, by default the row's own."""
+    from ..contributions import contributions as computed
+
+    row, asked = run.require_row(query.path["row"]), query.text("class", longest=400)
+    with run.tower.turn():
+        return vars(computed(run, row, asked))
+
+
 def zero_shot(run: ExploredRun, query: Query) -> dict[str, Any]:
     """Zero-shot predictions of a row's image before and after the SAE, from its source, as `evaluate` makes them."""
     from ....harvest.decode import ImageUnreadable, decode_image
@@ -220,6 +229,7 @@ CHAPTER = Chapter(
     endpoints=(
         Endpoint("/i/{row:int}/code.json", code),
         Endpoint("/i/{row:int}/similar.json", similar, is_slow=True),
+        Endpoint("/i/{row:int}/contributions.json", contributions, is_slow=True),
         Endpoint("/i/{row:int}/zero-shot.json", zero_shot, is_slow=True),
         Endpoint("/picture/{row:int}", picture, is_slow=True),
     ),

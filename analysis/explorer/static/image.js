@@ -1,7 +1,7 @@
-// The page of an image: its picture at full size, more features, similar images, zero-shot on demand.
+// The page of an image: its picture at full size, more features, similar images, zero-shot on demand, contributions.
 
-import { grid, inlined, load } from "./api.js";
-import { chances, firing } from "./firings.js";
+import { grid, inlined, load, make, number } from "./api.js";
+import { bar, chances, firing } from "./firings.js";
 
 const AT_ONCE = 24;
 const byId = (id) => document.getElementById(id);
@@ -60,9 +60,53 @@ function offerZeroShot(place) {
   });
 }
 
+// All features that the page holds, ordered by what each contributes to the logit of a class.
+function offerContributions(form, left) {
+  const status = form.querySelector("[role=status]"), list = byId("firings"), field = form.elements.class, back = form.elements.back;
+  let lines = [...list.children];
+  form.hidden = false;
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    status.textContent = "The tower's head is asked …";
+    try {
+      const found = await load(`${form.dataset.path}?class=${encodeURIComponent(field.value)}`);
+      byId("classes").replaceChildren(...found.classes.map((name) => make("option", { value: name })));
+      byId("more")?.remove();
+      byId("rest")?.removeAttribute("hidden");
+      list.append(...left.splice(0).map((each) => firing(each)));
+      lines = list.children.length > lines.length ? [...list.children] : lines;
+      const most = Math.max(...found.values.map(Math.abs), 1e-12);
+      lines.forEach((line, i) => {
+        line.querySelector(".gives")?.remove();
+        const value = found.values[i], text = `${value < 0 ? "−" : "+"}${number(Math.abs(value))}`;
+        line.querySelector(".how").after(make("span", { class: `how gives${value < 0 ? " against" : ""}`, title: `${value < 0 ? "Against" : "For"} ${found.name}, in logits` },
+          bar(Math.abs(value) / most), make("span", { class: "value" }, text)));
+      });
+      const order = lines.map((line, i) => [found.values[i], line]).sort((a, b) => b[0] - a[0]);
+      list.append(...order.map(([, line]) => line));
+      list.classList.add("giving");
+      back.hidden = false;
+      const sum = found.values.reduce((total, value) => total + value, 0);
+      status.textContent = `All ${found.values.length} features together ${number(sum)} logits for ${found.name} above the mean class, to first order`
+        + `${found.is_exact ? "." : ", through the tower's head alone: the blocks after the site are passed over."}`;
+    } catch (error) {
+      status.textContent = error.message;
+    }
+  });
+  back.addEventListener("click", () => {
+    list.append(...lines);
+    lines.forEach((line) => line.querySelector(".gives")?.remove());
+    list.classList.remove("giving");
+    back.hidden = true;
+    status.textContent = "";
+  });
+}
+
+const giving = byId("contributions"), left = inlined("more-features") ?? [];
 const picture = byId("picture"), more = byId("more"), similar = byId("similar"), zeroShot = byId("zero-shot"), tokens = byId("tokens");
 if (picture?.dataset.full) showFullSize(picture);
-if (more) showMore(more, inlined("more-features"));
+if (more) showMore(more, left);
+if (giving) offerContributions(giving, left);
 if (similar) showSimilar(similar);
 if (zeroShot) offerZeroShot(zeroShot);
 if (tokens && Number(tokens.dataset.columns) > 1) {
