@@ -55,7 +55,7 @@ def forecast_passes(n_rows: int, pass_s: float, n_passes: int, where: str) -> st
             f"encoding and counting {n_rows:,} rows on {where}, about {format_s(pass_s)} at {rate} rows/s of a process"
         )
     return (
-        f"encoding {n_rows:,} rows on {where} twice, to count and then for samples, labels and pairs: about "
+        f"encoding {n_rows:,} rows on {where} twice, to count and then for the details of all firings: about "
         f"{format_s(2 * pass_s)} at {rate} rows/s of a process"
     )
 

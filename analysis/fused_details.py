@@ -111,7 +111,7 @@ def fused_details(
                 reporter.say(f"encoding the rows once more to find where samples lie, about {format_s(pass_s)}")
                 search = search.narrowed(once_more(steps_of_range, merge_steps))
                 firings.known = replace(firings.known, search=search)
-            reporter.say(f"encoding the rows once more for samples, labels and pairs, about {format_s(pass_s)}")
+            reporter.say(f"encoding the rows once more for the details of all firings, about {format_s(pass_s)}")
             found: Found = once_more(found_of_range, merge_found)
         finally:
             forget_known()

@@ -60,7 +60,7 @@ class StatsOptions:
     )
     from_store: bool = option(
         "Encode the rows of the run's store and count them at once: `thresher encode` is not needed and nothing of the "
-        "features is kept.",
+        "features is kept. Samples, co-firing, monosemanticity and L0 without the ULD cluster take a second pass.",
         default=False,
     )
     store: str | None = option(

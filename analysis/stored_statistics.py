@@ -25,7 +25,7 @@
     nearest/decoder_feature, decoder_cosine, encoder_feature, encoder_cosine
                        int32, float32  (d_sae, n) nearest by cosine, falling; -1 and NaN unfilled
 
-Only where stored feature activations were counted, and not left out by an option (`absent` in stats.json says why not):
+Only of a run, not of a dense matrix, and not where an option leaves it out (`absent` in stats.json says why not):
 
     samples/row, value, label   int64, float32, int32  (d_sae, 5, n) firing rows around the top, 75, 50 and 25 %
                        quantile of the feature's activations and at random; falling; -1, 0, -1 unfilled

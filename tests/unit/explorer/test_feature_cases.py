@@ -96,9 +96,18 @@ def test_without_labels_names_are_dashes_and_entropy_is_undefined(tmp_path):
     assert "p by chance" not in page.text
 
 
-def test_statistics_from_the_store_have_a_page_without_samples(tmp_path):
+def test_statistics_from_the_store_have_the_page_of_stored_features(tmp_path):
     made = make_explored_run(tmp_path, n_features=24, n_images=60, options=None)
-    stats(made.path, replace(QUICK, from_store=True, device="cpu", samples=8))
+    stats(made.path, replace(QUICK, from_store=True, device="cpu", samples=3))
+    found = view(ExploredRun(made.path), Query({"feature": 0}))
+    assert list(found.pictures) == ["top", "q75", "q50", "q25", "random"]
+    assert sum(row.count for row in found.labels.rows) == found.numbers.n_active
+    assert client_of(made.path).get("/f/0/labels.json").status_code == 200
+
+
+def test_statistics_without_samples_have_a_page(tmp_path):
+    made = make_explored_run(tmp_path, n_features=24, n_images=60, options=None)
+    stats(made.path, replace(QUICK, from_store=True, device="cpu", samples=0, cofiring=0))
     run = ExploredRun(made.path)
     found = view(run, Query({"feature": 0}))
     assert list(found.pictures) == ["top"]
@@ -106,7 +115,7 @@ def test_statistics_from_the_store_have_a_page_without_samples(tmp_path):
     assert found.labels is None
     assert found.partners == []
     assert found.decoder
-    assert "--from-store" in found.absent["samples"]
+    assert found.absent["samples"] == "left out by --samples 0"
     assert view(run, Query({"feature": 0}, {"group": "q50"})).group == "top"
     client = client_of(made.path)
     html = client.get("/f/0").text
