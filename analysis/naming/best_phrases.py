@@ -164,7 +164,7 @@ def name_features(
     """
     n = len(measured.features)
     has_one = ~np.isnan(directions).any(axis=1) & (directions != 0).any(axis=1)
-    k = max(setting.options.candidates, 1 + N_ALTERNATIVES)
+    k = max(setting.options.candidates if rescored else 1, 1 + N_ALTERNATIVES)
     ids, cosines = space.nearest(np.where(has_one[:, None], directions, 0), k, centred=centred)  # (n, c)
     found = {name: np.full(n, np.nan) for name in _SCORES}
     phrases = np.full((n, 1 + N_ALTERNATIVES), -1, np.int64)

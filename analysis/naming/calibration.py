@@ -10,6 +10,7 @@ Shapes: n features that know a phrase, A phrases, m rows whose truth is known, N
 """
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from ...progress import Reporter
 from ...store.errors import StoreError
+from ...store.files import FolderLock
 from ...store.reader import open_store
 from ..attribute_table import AttributeTable, lines_of_rows
 from ..features import open_features
@@ -142,7 +144,7 @@ def _name_run(
     rows = np.flatnonzero(line >= 0)
     of_row = np.full(len(line), -1, np.int64)
     of_row[rows] = np.arange(len(rows))
-    with open_setting(run_path, options, groups=groups, reporter=reporter) as setting:
+    with closing(FolderLock(run_path)), open_setting(run_path, options, groups=groups, reporter=reporter) as setting:
         is_naming = setting.split.is_naming(rows)
         known = known_phrases([table.values[i] for i in line[rows].tolist()], is_naming)
         if phrases is not None:
