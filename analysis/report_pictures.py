@@ -24,15 +24,12 @@ _Z95 = 1.96
 _SEED = 0  # of the pictures that are shown, where there are more than a sheet holds
 _COLUMNS = {
     "activation_ratio": "activation / largest real",
-    "percentile": "percentile of firings",
     "rank": "rank",
-    "share_of_code": "share of code",
     "retention_jpeg": "kept by JPEG",
-    "retention_blur": "blur",
-    "retention_crop": "crops",
+    "retention_crop": "kept by crops",
     "transfer_percentile": "transfer",
-    "seed_agreement": "seeds agree",
 }
+"""Of which a report tells medians; visualisations.tsv has all."""
 
 
 def pictures_section(run: Run, stored: StoredStatistics, store: ActivationStore | None) -> Section:
@@ -46,6 +43,12 @@ def pictures_section(run: Run, stored: StoredStatistics, store: ActivationStore 
     document = read_checks(run.path)
     n_passed = sum(line.is_passed for line in lines.values())
     text = [f"{n_passed:,} of {len(lines):,} pictures passed. {_said_rules(document)}", *([problem] if problem else [])]
+    agreed = [line.seed_agreement for line in lines.values() if np.isfinite(line.seed_agreement)]
+    if agreed:
+        text.append(
+            f"Pictures of several seeds of a feature agree: the cosine of their embeddings, less the mean over images, "
+            f"has a median of {np.median(agreed):.2f} over {len(agreed):,} features."
+        )
     figures = [_checks_drawing(run.path, lines)] if document is not None else []
     return Section(
         **common,
@@ -72,7 +75,7 @@ def agreement_section(run: Run, stored: StoredStatistics) -> Section:
         "largest, its name. The cosine of two of them is held against the same cosine with one taken from another "
         "feature, and becomes a percentile; the agreement is the mean over the three pairs. By chance it is 50. Names "
         "and pictures are made to fit the feature's images and activations; only picture and name have not seen each "
-        "other."
+        "other. All three are seen by the same CLIP: a picture that no person recognises may agree too."
     ]
     if len(known):
         text.append(
@@ -117,12 +120,11 @@ def _said_rules(document: Mapping[str, Any] | None) -> str:
 def _kinds_table(document: Mapping[str, Any]) -> Grid:
     return Grid(
         caption="Pictures beside what they are held against: the share that passes, with 95 % interval, and medians.",
-        header=["Pictures", "n", "passed", *_COLUMNS.values(), "what they are"],
+        header=["Pictures", "passed [95 %]", *_COLUMNS.values(), "what they are"],
         rows=[
             [
                 each["kind"],
-                f"{each['n']:,}",
-                _share(each["n_passed"], each["n"]),
+                f"{each['n_passed']:,} of {each['n']:,}: {_share(each['n_passed'], each['n'])}",
                 *(_median(each["medians"].get(column)) for column in _COLUMNS),
                 each["words"],
             ]
@@ -179,9 +181,8 @@ def _sheets(
         if len(of_verdict) > N_FEATURES:
             chosen = np.random.default_rng(_SEED).choice(len(of_verdict), N_FEATURES, replace=False)
             shown = [of_verdict[place] for place in np.sort(chosen)]
-        caption = (
-            f"{len(shown):,} of the {len(of_verdict):,} pictures that {words}, each beside its feature's top images."
-        )
+        which = f"All {len(shown):,}" if len(shown) == len(of_verdict) else f"{len(shown):,} of the {len(of_verdict):,}"
+        caption = f"{which} pictures that {words}, each beside its feature's top images."
         path = run.path / "figures" / f"sheet_pictures_{verdict}.png"
         write_atomically(
             path,
