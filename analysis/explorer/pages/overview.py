@@ -17,6 +17,7 @@ from ...report_page import Number
 from ...report_text import Beside, short
 from ..page import Answer, Chapter, Chosen, Endpoint, Page, Query, Unavailable
 from ..runs import ExploredRun
+from ..visualised import visualised
 from .overview_tiles import Tile, tiles_of_evaluation, tiles_of_statistics
 
 EVALUATION = "evaluate.json"
@@ -49,6 +50,11 @@ class Overview:
     n_entropy_undefined: int
     """Of those that have one."""
     n_uld: int
+    n_named: int
+    n_pictures: int
+    """Features whose optimised picture was checked."""
+    n_passed: int
+    """Of these, those that passed."""
     statistics: list[Tile]
     evaluation: list[Tile]
     """Empty where evaluate.json is not there."""
@@ -76,12 +82,15 @@ def view(run: ExploredRun, query: Query) -> Overview:
     s, statistics = run.summary, run.stored.statistics
     density, entropy = _histograms(run)
     uld = s["uld"]
-    n_dead = int(s["n_dead"])
+    n_dead, verdicts = int(s["n_dead"]), visualised(run).verdicts
     return Overview(
         n_features=run.d_sae,
         n_dead=n_dead,
         n_entropy_undefined=entropy.n_left_out - n_dead,
         n_uld=0 if uld is None else uld["n_features"],
+        n_named=int(run.names.columns(run.annotations.features).is_named.sum()),
+        n_pictures=int((verdicts >= 0).sum()),
+        n_passed=int((verdicts == 1).sum()),
         statistics=tiles_of_statistics(s),
         evaluation=_evaluation(run),
         evaluate_command=f"thresher evaluate {shlex.quote(run.path.absolute().name)} IMAGES",

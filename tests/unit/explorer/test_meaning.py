@@ -68,6 +68,15 @@ def test_filters_by_name_score_verdict_and_agreement_hold_what_they_say(run: Exp
     assert ids(run, a="50:80", verdict="passed", named="1") == [30, 40]
 
 
+def test_the_overview_counts_names_and_pictures(client: TestClient) -> None:
+    found = client.get("/index.json").json()
+    assert (found["n_named"], found["n_pictures"], found["n_passed"]) == (len(NAMED), 2 * N // 10, N // 10)
+    html = client.get("/").text
+    assert "24 have a name" in html
+    assert "Of the pictures made for 12 of them" in html
+    assert "6 passed every check" in html
+
+
 def test_best_and_worst_named_come_first_and_those_without_a_score_last(run: ExploredRun) -> None:
     without = [i for i in range(N) if i not in NAMED]
     assert ids(run, sort="name_score") == NAMED + without  # scores fall with the number
