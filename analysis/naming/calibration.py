@@ -83,7 +83,7 @@ def calibrate(
         )
     rows, winner = compare(own.truth, own.named, options)
     of_winner = own.named[winner]
-    references = [_shuffled(own, winner, options.seed)]
+    references = [_labels(own), _shuffled(own, winner, options.seed)]
     by_chance = {DEALT: own.dealt}
     if untrained is not None:
         # a store that was moved is the run's own
@@ -219,6 +219,13 @@ def _space(run_path: Path, setting: NamingSetting, known: KnownPhrases, template
         device=setting.tower.device,
         seed=setting.options.seed,
     )
+
+
+def _labels(own: _Named) -> Reference:
+    """What the truth of the naming side itself names: as right as a name found there can be expected to be."""
+    names = own.truth.naming_f1.argmax(axis=1)
+    label = "the attributes of the naming side"
+    return Reference(label, share_of(own.truth.is_right(names)), share_of(own.truth.is_right(names, share=LENIENT)))
 
 
 def _others(n: int, generator: np.random.Generator) -> Ints:

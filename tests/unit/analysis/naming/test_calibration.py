@@ -68,11 +68,17 @@ def test_names_of_other_features_are_right_as_rarely_as_words_repeat(calibration
     n = len(names)
     wanted = right[~np.eye(n, dtype=bool)].mean()  # over all pairs of two features
     assert n > 2
-    reference = calibration.references[0]
+    reference = calibration.references[1]
     assert reference.right.value == pytest.approx(wanted, abs=0.02)
     assert reference.right.low <= wanted <= reference.right.high
     # the same run in the place of the untrained one is as right as the winner
-    assert calibration.references[1].right == next(r.right for r in calibration.named if r.by == calibration.winner)
+    assert calibration.references[2].right == next(r.right for r in calibration.named if r.by == calibration.winner)
+
+
+def test_a_name_can_be_as_right_as_the_attributes_of_the_naming_side(calibration: Calibration) -> None:
+    truth = calibration.truth
+    wanted = [truth.f1[i, truth.naming_f1[i].argmax()] == truth.f1[i].max() for i in range(calibration.n_features)]
+    assert calibration.references[0].right == share_of(np.array(wanted))
 
 
 def test_thresholds_let_planted_names_pass_and_hardly_any_that_were_dealt_out(calibration: Calibration) -> None:
