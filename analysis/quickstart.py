@@ -27,6 +27,7 @@ from ..store.errors import StoreError
 from ..store.files import write_atomically
 from ..store.reader import open_store
 from ..train.options import TrainOptions
+from .align_options import AlignOptions
 from .attribute_overviews import draw_overviews
 from .entropy import label_entropy
 from .known_attributes import score_known_attributes, write_attributes
@@ -59,6 +60,8 @@ TRAINING = TrainOptions(
     eval_every=0,
     device="cpu",
 )
+# What the explorer's pages of neurons need, in a second or two; earlier blocks and figures take four times as long.
+ALIGN = AlignOptions(project=True, other_blocks=False, figures=False, overwrite=True, device="cpu")
 _BEST_SHOWN = 10
 _RANDOM_DRAWS = 500
 
@@ -207,9 +210,11 @@ def _run(chain: _Chain, suffix: str, options: QuickstartOptions, stages: list[St
     from ..harvest.run import harvest
     from ..train.loop import train
     from ..train.run_dir import open_run
+    from .alignment import align
     from .encode import encode
     from .features import FEATURES_ZARR
     from .stats import stats
+    from .stored_alignment import ALIGNMENT_JSON
 
     chain.store_path.parent.mkdir(exist_ok=True)
     with _timed(stages, f"harvest{suffix}") as stage:
@@ -230,6 +235,12 @@ def _run(chain: _Chain, suffix: str, options: QuickstartOptions, stages: list[St
         stage["was_done"] = not fresh and (chain.run_path / STATS_JSON).exists()
         if not stage["was_done"]:
             stats(chain.run_path, StatsOptions(figures=chain.draws, seed=options.seed, overwrite=True), reporter)
+            fresh = True
+    if chain.draws:  # the explorer's pages of neurons
+        with _timed(stages, f"align{suffix}") as stage:
+            stage["was_done"] = not fresh and (chain.run_path / ALIGNMENT_JSON).exists()
+            if not stage["was_done"]:
+                align(chain.run_path, replace(ALIGN, seed=options.seed), reporter)
 
 
 @contextmanager

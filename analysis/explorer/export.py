@@ -16,11 +16,13 @@ from ...store.outside import require_outside_stores
 from ...train.run_dir import CONFIG
 from ..folders import new_folder, refuse_existing
 from .app import chapters as all_chapters
-from .export_pages import KINDS, Job, RunWriter, Site, jobs_of, on_disk, prefix_of
+from .export_pages import KINDS, THUMBNAILS_AT_ONCE, Job, RunWriter, Site, jobs_of, on_disk, prefix_of
+from .firings import PICTURES
 from .match_runs import job_of, match_all
 from .neuron_columns import neuron_columns
 from .options import ExportOptions
 from .page import Chapter, Chosen, Endpoint, PageError, Query
+from .pages.image import MOST
 from .pages.neurons import SHOWN_IMAGES
 from .runs import ExploredRun
 from .several import Explorer
@@ -30,7 +32,6 @@ MARK = "data/export.js"
 IMAGES_OF_FEATURE = 16
 _SAMPLED = 6  # pages of each kind that are made to predict size and time: their sizes vary by a third
 _SAMPLED_ROUNDS = 2
-_SAMPLED_THUMBNAILS = 64
 _FILE_S = 3e-4  # to make a small file and to have it synced with the others
 
 
@@ -95,13 +96,15 @@ def export_site(
     with new_folder(folder, overwrite=True, one_sync=True) as temporary:  # whether it may be was asked above
         site = Site(temporary, known)
         writers = [RunWriter(site, explorer, run, chosen[run.name]) for run in explorer.runs]
-        forecast = predict(writers, jobs, chapters, options)
+        rows = {writer.run.name: _likely_rows(writer) for writer in writers}
+        forecast = predict(writers, jobs, rows, chapters, options)
         _announce(folder, forecast, explorer, chosen, options, reporter)
         skipped: list[str] = []
         site.write_static()
         asked = {writer.run.name: writer.asked(chapters) for writer in writers}
         with reporter.task("files", sum(len(jobs[name]) + len(asked[name]) for name in jobs), "files") as task:
             for writer in writers:
+                writer.write_thumbnails(rows[writer.run.name])
                 writer.write_lists()
                 for endpoint, query in asked[writer.run.name]:
                     data = writer.answered(endpoint, query)
@@ -177,6 +180,7 @@ def _neurons(run: ExploredRun) -> list[int]:
 def predict(
     writers: Sequence[RunWriter],
     jobs: Mapping[str, Sequence[Job]],
+    rows: Mapping[str, NDArray[np.int64]],
     chapters: Sequence[Chapter],
     options: ExportOptions,
 ) -> Forecast:
@@ -210,11 +214,13 @@ def predict(
         if n_rounds:
             n_sampled = min(n_rounds, _SAMPLED_ROUNDS)
             add(len(of_rounds) * n_rounds // n_sampled, [partial(bytes, content) for content in of_rounds])
-        rows = _likely_rows(writer)
-        if len(rows) and writer.run.store is not None:
-            pictures = [partial(writer.run.thumbnail, int(rows[i])) for i in _spread(len(rows), _SAMPLED_THUMBNAILS)]
-            before = n_files
-            add(len(rows), pictures)
+        shown = rows[writer.run.name]
+        if len(shown) and writer.run.has_thumbnails:
+            together = [shown[i : i + THUMBNAILS_AT_ONCE] for i in range(0, len(shown), THUMBNAILS_AT_ONCE)]
+            start_s, before, sample = time.monotonic(), n_files, together[len(together) // 2]
+            found = [picture for picture in writer.run.require_store().thumbnails(sample) if picture is not None]
+            add(len(shown) * len(found) // len(sample), [partial(bytes, picture) for picture in found])
+            seconds += len(together) * (time.monotonic() - start_s)
             n_thumbnails += n_files - before
     return Forecast(n_pages, n_thumbnails, n_files, round(n_bytes), round(n_disk_bytes), seconds)
 
@@ -246,12 +252,13 @@ def _content(writer: RunWriter, endpoint: Endpoint, query: Query) -> bytes:
 
 
 def _likely_rows(writer: RunWriter) -> NDArray[np.int64]:
-    """Rows whose thumbnails pages show: of the chosen features' grids, and the first of every feature on images."""
+    """Rows whose thumbnails pages show: of the chosen features' grids, and the first of the features on images."""
     run, features = writer.run, np.array(writer.chosen.features, np.int64)
     top = run.stored.statistics.top_row
     shown = [top[features, :IMAGES_OF_FEATURE].ravel(), np.array(writer.chosen.rows, np.int64)]
     if writer.chosen.rows:
-        shown.append(top[:, :4].ravel())
+        firing = np.unique(np.concatenate([run.code(row)[0][:MOST] for row in writer.chosen.rows]))
+        shown.append(top[firing, :PICTURES].ravel())
     if run.has("samples"):
         shown.append(run.array("samples/row")[features].ravel())
     if writer.chosen.neurons:

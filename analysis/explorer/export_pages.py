@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .bundle import bundle
 from .game_choice import game_of
 from .game_export import export_rounds
@@ -27,6 +30,7 @@ _PICTURE = re.compile(r'(<img\b[^>]*?) src="([^"]*)"')
 _THUMBNAIL = re.compile(r"(?:.*/)?t/(\d+)\.webp")
 _INLINED = re.compile(r'<script type="application/json"[^>]*>(.*?)</script>', re.DOTALL)
 _BLOCK_BYTES = 4096  # of a disk
+THUMBNAILS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,17 @@ class RunWriter:
                 self.site.write(f"{self.prefix}t/{row}.webp", picture)
             self._has_thumbnail[row] = picture is not None
         return self._has_thumbnail[row]
+
+    def write_thumbnails(self, rows: NDArray[np.int64]) -> None:
+        """Thumbnails of many rows, in the order of the store: one read serves all that lie beside each other."""
+        if not self.run.has_thumbnails:
+            return
+        for first in range(0, len(rows), THUMBNAILS_AT_ONCE):
+            some = rows[first : first + THUMBNAILS_AT_ONCE]
+            for row, picture in zip(some.tolist(), self.run.require_store().thumbnails(some), strict=True):
+                if picture is not None:
+                    self.site.write(f"{self.prefix}t/{row}.webp", picture)
+                self._has_thumbnail[row] = picture is not None
 
     def _write_rows(self, value: Any) -> None:
         """The thumbnails of what JSON calls `row` or `rows`."""

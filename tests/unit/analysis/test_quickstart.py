@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from thresher.analysis.explorer.page import Query
+from thresher.analysis.explorer.pages.neurons import view_list
+from thresher.analysis.explorer.runs import ExploredRun
 from thresher.analysis.known_attributes import SAE
 from thresher.analysis.quickstart import QuickstartOptions, QuickstartResult, format_result, quickstart
 from thresher.store.errors import StoreError
@@ -105,6 +108,12 @@ def test_the_text_has_every_number_of_the_table_aligned_and_the_next_commands(ma
     json.dumps(asdict(made), default=str)
 
 
+def test_the_explorer_s_pages_of_neurons_work_on_it(made: QuickstartResult) -> None:
+    found = view_list(ExploredRun(made.run_path), Query())
+    assert found.n_units == 4 * made.d_in  # of the MLP of the embedded tower
+    assert found.rows[0].firings
+
+
 def modified(folder: Path) -> dict[str, int]:
     """Time of the last change of what the stages made; locks, figures and the scores are written each time."""
     kept = [p for p in folder.rglob("*") if (p.is_file() and ".zarr" in str(p)) or p.name == "sae.safetensors"]
@@ -119,12 +128,14 @@ def test_a_finished_quickstart_is_not_done_again_and_a_lost_stage_alone_is(made:
     done_before = {stage.name: stage.was_done for stage in again.stages}
     assert [name for name, was_done in done_before.items() if not was_done] == [
         "stats",
+        "align",
         "known attributes",
         "overview sheets",
     ]
     after = modified(made.folder)
-    assert {k: v for k, v in after.items() if "stats.zarr" not in k} == {
-        k: v for k, v in before.items() if "stats.zarr" not in k
+    anew = ("stats.zarr", "alignment.zarr")
+    assert {k: v for k, v in after.items() if not any(each in k for each in anew)} == {
+        k: v for k, v in before.items() if not any(each in k for each in anew)
     }
     assert again.attributes == made.attributes
     assert again.sae == made.sae
