@@ -29,7 +29,7 @@ from ..significance import adjusted_p_values
 from ..visualising.stored_agreement import write_agreement
 from .best_phrases import Measured, combined_phrases, measure, name_features
 from .measured import directions_of
-from .names_file import NAMED, NAMES_TSV, UNNAMED, UNTESTED, Name, read_names, write_names
+from .names_file import NAMED, NAMES_TSV, UNNAMED, UNTESTED, Name, read_name_lines, write_names
 from .options import UNCENTRED, NameOptions
 from .scores import statuses
 from .setting import NamingSetting, open_setting
@@ -304,7 +304,7 @@ def _write(
         )
         for i, feature in enumerate(features)
     }
-    kept = {} if options.features is None else read_names(run_path, 1 << 30)[0]
+    kept = {} if options.features is None else read_name_lines(run_path, 1 << 30)[0]
     write_names(run_path, kept | found)
     best = sorted((f for f in features if found[f].status == NAMED), key=lambda f: -(found[f].score or 0))[:5]
     counts = {f"n_{word}": int((status == word).sum()) for word in (NAMED, UNNAMED, UNTESTED)}
