@@ -229,7 +229,7 @@ class ExploredRun:
                     self.array(name)
         if self.features is not None and self.features.n_rows <= _ROWS_IN_MEMORY:
             self.row_starts  # noqa: B018 (read once)
-        self.listing.keys  # noqa: B018 (made once)
+        self.listing.sorts  # noqa: B018 (made once)
         self.class_counts, self.class_tables  # noqa: B018
         if self.has("labels"):
             self.label_index  # noqa: B018

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..visualising.visualisations_file import Visualisation
     from .runs import ExploredRun
 
-FOLDER = "visualisations"
+FOLDER, VISUALISATIONS_TSV = "visualisations", "visualisations.tsv"
 MOST_PICTURES = 12
 """Of one feature."""
 _FILE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?\.(webp|png)", re.ASCII)
@@ -27,6 +28,7 @@ _MEDIA_TYPES = {"webp": "image/webp", "png": "image/png"}
 _MOST_BYTES = 16 << 20
 
 Floats = NDArray[np.float64]
+State = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class PictureFile:
     def read(self) -> bytes:
         """Its bytes; `Unavailable` where it has gone, or is no picture by its size."""
         try:
-            if self.path.stat().st_size > _MOST_BYTES:
-                raise Unavailable(f"{self.path.name} is larger than {_MOST_BYTES >> 20} MiB and is not shown.")
+            found = self.path.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:  # of a pipe, reading would never end
+                raise Unavailable(f"{self.path.name} is no file of at most {_MOST_BYTES >> 20} MiB and is not shown.")
             return self.path.read_bytes()
         except OSError as error:
             raise Unavailable(f"{self.path.name} cannot be read ({error.strerror}).") from error
@@ -61,7 +64,8 @@ class Visualised:
         self._folder, self._run_path, self._d_sae = run.path / FOLDER, run.path, run.d_sae
         self._notes = run.notes
         self._lock = threading.Lock()
-        self._seen: int | None = None
+        self._seen: State = (None, None)
+        self._table: State = (None, None)
         self._files: dict[int, list[PictureFile]] = {}
         self._checked: dict[int, Visualisation] = {}
         self._verdicts: Floats = np.full(self._d_sae, np.nan)
@@ -84,28 +88,34 @@ class Visualised:
         return self._verdicts
 
     def _look(self) -> None:
-        try:
-            seen: int | None = os.stat(self._folder).st_mtime_ns  # files in it are replaced by renaming, which it shows
-        except OSError:
-            seen = None
+        seen = _state(self._folder)  # files in it are replaced by renaming, which it shows
         with self._lock:
             if seen == self._seen:
                 return
-            self._seen, self._files, self._checked = seen, {}, {}
-            if seen is not None:
-                self._files = _files(self._folder, self._d_sae)
-                self._checked = self._read()
-            self._verdicts = np.full(self._d_sae, np.nan)
-            ids = np.fromiter(self._checked, np.int64, len(self._checked))
-            self._verdicts[ids] = [each.is_passed for each in self._checked.values()]
+            self._seen, self._files = seen, _files(self._folder, self._d_sae)
+            table = _state(self._folder / VISUALISATIONS_TSV)
+            if table != self._table:
+                self._table, self._checked = table, self._read()
+                self._verdicts = np.full(self._d_sae, np.nan)
+                ids = np.fromiter(self._checked, np.int64, len(self._checked))
+                self._verdicts[ids] = [each.is_passed for each in self._checked.values()]
 
     def _read(self) -> "dict[int, Visualisation]":
-        from ..visualising.visualisations_file import read_visualisations
+        from ..visualising.visualisations_file import read_visualisations  # which imports Pillow
 
         found, problem = read_visualisations(self._run_path, self._d_sae)
         if problem is not None and printable(problem) not in self._notes:
             self._notes.append(printable(problem))
         return found
+
+
+def _state(path: Path) -> State:
+    """What changes when a file, or a folder's files, do; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None, None
+    return found.st_mtime_ns, found.st_ino
 
 
 def _files(folder: Path, d_sae: int) -> dict[int, list[PictureFile]]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from thresher.analysis.explorer.runs import ExploredRun
 from thresher.analysis.explorer.several import Explorer
 from thresher.analysis.explorer.visualised import visualised
 from thresher.analysis.naming.names_file import Name
+from thresher.analysis.naming.options import NameOptions
 
 N = 60
 
@@ -91,17 +93,17 @@ def test_a_rejected_phrase_is_nowhere_a_name(run: ExploredRun, client: TestClien
     found = view(run, Query({"feature": 4}))
     assert (found.name, found.naming.automatic, found.naming.status) == ("", "", "unnamed")
     assert found.naming.rejected == "striped flag 4"
-    assert found.naming.why == [
-        "AUROC 0.600; 0.7 is asked",
-        "ablation z 1.25; 2 is asked",
-        "q 0.200; at most 0.05 is allowed",
-    ]
-    (run.path / "naming").mkdir()
-    for said, asked in (('{"thresholds": {"min_auroc": 0.5, "min_z": 3}}', 3), ("{", 2), ('{"thresholds": [1]}', 2)):
-        (run.path / "naming" / "name.json").write_text(said)
+    record = run.path / "naming" / "name.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"thresholds": {"min_auroc": 0.7, "min_z": 2.0, "fdr": 0.05}}))
+    why = ["AUROC 0.600; 0.7 is asked", "ablation z 1.25; 2 is asked", "q 0.200; at most 0.05 is allowed"]
+    assert view(run, Query({"feature": 4})).naming.why == why
+    record.write_text('{"thresholds": {"min_auroc": 0.5, "min_z": 3, "fdr": "much"}}')
+    assert "ablation z 1.25; 3 is asked" in view(run, Query({"feature": 4})).naming.why
+    for damaged in ("{", '{"thresholds": [1]}', "[]"):
+        record.write_text(damaged)
         why = view(run, Query({"feature": 4})).naming.why
-        assert f"ablation z 1.25; {asked} is asked" in why
-        assert len(why) == (2 if asked == 3 else 3)
+        assert f"AUROC 0.600; {NameOptions().min_auroc:g} is asked" in why
     html = client.get("/f/4").text
     assert "striped flag 4" not in re.search("<h1>.*</h1>", html)[0]
     assert "<title>Feature 4 · run · Thresher</title>" in html
@@ -241,6 +243,7 @@ def test_hostile_words_and_files_are_harmless(path: Path, tmp_path: Path) -> Non
     for name in ("5<b>.webp", "99999999.webp", "6-x.webp", "1e3.webp"):
         (folder / name).write_bytes(b"x")
     (folder / "3.webp").mkdir()
+    os.mkfifo(folder / "5.webp")
     with TestClient(make_app(Explorer([tmp_path / "run"])), base_url="http://127.0.0.1") as client:
         for address in ("/f/0", "/f/1", "/f/4", "/f/7", "/features?set=all", "/features?set=all&sort=name", "/f/3"):
             html = client.get(address).text
@@ -250,6 +253,7 @@ def test_hostile_words_and_files_are_harmless(path: Path, tmp_path: Path) -> Non
         assert "&lt;img src=x onerror=alert(1)&gt; word [31m {{ 7 * 7 }} &#39;quoted&#39; 0" in client.get("/f/0").text
         assert len(client.get("/f/7.json").json()["name"]) == 200
         assert client.get("/f/3/picture-0.webp").status_code == 503
+        assert client.get("/f/5/picture-0.webp").status_code == 503
         assert client.get("/f/8.json").json()["naming"]["status"] == ""
         notes = client.get("/").text
         assert "lines of names.tsv are left out" in notes
