@@ -224,7 +224,7 @@ def _space(run_path: Path, setting: NamingSetting, known: KnownPhrases, template
 def _labels(own: _Named) -> Reference:
     """What the truth of the naming side itself names: as right as a name found there can be expected to be."""
     names = own.truth.naming_f1.argmax(axis=1)
-    label = "the attributes of the naming side"
+    label = "attributes of the naming side"
     return Reference(label, share_of(own.truth.is_right(names)), share_of(own.truth.is_right(names, share=LENIENT)))
 
 
@@ -273,11 +273,11 @@ def _shuffled(own: _Named, winner: NamedBy, seed: int) -> Reference:
         drawn = [right[np.arange(len(names)), _others(len(names), generator)].mean() for _ in range(_PERMUTATIONS)]
         low, high = np.quantile(drawn, (0.025, 0.975))
         shares.append(Share(float(np.mean(drawn)), float(low), float(high), len(names)))
-    return Reference(f"{winner.label}, names of other features", *shares)
+    return Reference("its names, dealt out to others", *shares)
 
 
 def _untrained(found: _Named | None, winner: NamedBy) -> Reference:
-    label = f"{winner.label}, on the untrained tower"
+    label = "it, on the untrained tower"
     if found is None:
         return Reference(label, share_of(np.zeros(0, bool)), share_of(np.zeros(0, bool)))
     names = found.named[winner].phrases[:, 0]

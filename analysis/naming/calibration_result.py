@@ -206,52 +206,48 @@ class Calibration:
         return path
 
     def text(self) -> str:
-        """The tables, 80 columns wide or little more."""
+        """The tables."""
         groups = f", split by {self.group_column}" if self.group_column else ""
         head = [
-            f"{self.n_features:,} features know one of {self.n_phrases:,} phrases (F1 >= {self.min_f1:g} on the naming "
-            "side);",
-            f"names by {self.source}, held to {self.n_rows:,} images{groups}; 95 % intervals:",
+            f"{self.n_features:,} features know one of {self.n_phrases:,} phrases of {self.source} "
+            f"(F1 >= {self.min_f1:g} on the naming side).",
+            f"Names held to {self.n_rows:,} images{groups}; percent, with 95 % intervals:",
         ]
         rows = [
-            [
-                row.by.label,
-                shown(row.right),
-                shown(row.nearly),
-                _lead(row),
-                f"{row.named.value:.0%}",
-                shown(row.right_of_named),
-            ]
+            [row.by.label, shown(row.right), shown(row.nearly), _lead(row)]
             for row in sorted(self.named, key=lambda row: (-row.right.value, row.by.label))
         ]
-        rows += [[each.label, shown(each.right), shown(each.nearly), "", "", ""] for each in self.references]
-        tables = table_lines(["name by", "right", "right or nearly", "behind", "pass", "right of these"], rows)
-        reliable = table_lines(
-            ["score at least", "features", "right", "right or nearly"],
-            [[f"{r.at_least:g}", f"{r.right.n:,}", shown(r.right), shown(r.nearly)] for r in self.reliability()],
-        )
-        kinds = table_lines(
-            ["kind of the phrase known", "features", "right"],
-            [[kind, f"{share.n:,}", shown(share)] for kind, share in self.by_kind().items() if share.n],
-        )
-        return "\n".join(
+        rows += [[each.label, shown(each.right), shown(each.nearly), ""] for each in self.references]
+        tables = [
+            table_lines(["names by", "right", "right or nearly", "behind the best"], rows),
+            table_lines(
+                ["score at least", "features", "right", "right or nearly"],
+                [[f"{r.at_least:g}", f"{r.right.n:,}", shown(r.right), shown(r.nearly)] for r in self.reliability()],
+            ),
+            table_lines(
+                ["knows best a value of", "features", "right"],
+                [[kind, f"{share.n:,}", shown(share)] for kind, share in self.by_kind().items() if share.n],
+            ),
+            thresholds_table(self.thresholds),
+        ]
+        said = [
+            head,
             [
-                *head,
-                *(f"  {line}" for line in tables),
-                f"Most names are right by: {self.winner.label}",
-                f"Its score tells right names from wrong ones with AUROC {self.score_auroc():.2f}:",
-                *(f"  {line}" for line in reliable),
-                *(f"  {line}" for line in kinds),
-                f"What passes thresholds (q <= {self.fdr:g} too):",
-                *(f"  {line}" for line in thresholds_table(self.thresholds)),
-            ]
+                f"Most names are right by: {self.winner.label}. Right names outscore wrong ones in "
+                f"{self.score_auroc():.0%} of pairs:"
+            ],
+            ["And by what the features know:"],
+            [f"What passes thresholds (q <= {self.fdr:g} too), of right names and of names by chance, percent:"],
+        ]
+        return "\n".join(
+            line for above, table in zip(said, tables, strict=True) for line in (*above, *(f"  {row}" for row in table))
         )
 
 
 def _lead(row: Row) -> str:
     if row.behind_interval is None:
-        return f"{row.behind:.0%}"
-    return f"{row.behind:.0%} [{row.behind_interval[0]:.0%}, {row.behind_interval[1]:.0%}]"
+        return f"{100 * row.behind:.0f}"
+    return f"{100 * row.behind:.0f} [{100 * row.behind_interval[0]:.0f}, {100 * row.behind_interval[1]:.0f}]"
 
 
 def _without_nan(value: Any) -> Any:

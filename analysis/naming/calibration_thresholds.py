@@ -15,8 +15,8 @@ from .options import NameOptions
 from .scores import statuses
 from .shares import Share, share_of, shown
 
-DEALT, UNTRAINED = "of other features", "untrained tower"
-"""Names that pass by chance: those of other features, and those of features that saw nothing."""
+DEALT, UNTRAINED = "dealt out", "untrained"
+"""Names that pass by chance: right ones given to other features, and those of features of an untrained tower."""
 MOST_BY_CHANCE = 0.05
 """Share of such names that good thresholds let pass at most."""
 _AREAS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
@@ -86,22 +86,22 @@ def loosest(rows: list[Thresholds]) -> Thresholds | None:
 def thresholds_table(rows: list[Thresholds]) -> list[str]:
     """A line for each pair of thresholds, and which are the loosest that are safe."""
     names = list(rows[0].by_chance)
-    header = ["AUROC, z at least", "named", "right", "right or nearly", *(f"pass: {name}" for name in names)]
+    header = ["AUROC, z >=", "named", "right", "right or nearly", *names]
     lines = table_lines(
         header,
         [
             [
                 f"{row.min_auroc:.2f}, {row.min_z:g}",
-                f"{row.named.value:.0%}",
+                f"{100 * row.named.value:.0f}",
                 shown(row.right),
                 shown(row.nearly),
-                *(f"{row.by_chance[name]:.1%}" for name in names),
+                *(f"{100 * row.by_chance[name]:.1f}" for name in names),
             ]
             for row in rows
         ],
     )
     best = loosest(rows)
     if best is None:
-        return [*lines, f"None of them lets at most {MOST_BY_CHANCE:.0%} of names by chance pass."]
+        return [*lines, f"None of them keeps names by chance to {MOST_BY_CHANCE:.0%}."]
     said = f"{best.min_auroc:g} and {best.min_z:g}"
-    return [*lines, f"Loosest that at most {MOST_BY_CHANCE:.0%} of names by chance pass: {said}"]
+    return [*lines, f"The loosest that keep names by chance to {MOST_BY_CHANCE:.0%}: {said}"]

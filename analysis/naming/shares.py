@@ -34,5 +34,5 @@ def share_of(right: NDArray[np.bool_]) -> Share:
 
 
 def shown(share: Share) -> str:
-    """`53% [47%, 60%]`; nothing of no features."""
-    return "" if share.n == 0 else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+    """Percent, `53 [47, 60]`; nothing of no features."""
+    return "" if share.n == 0 else f"{100 * share.value:.0f} [{100 * share.low:.0f}, {100 * share.high:.0f}]"

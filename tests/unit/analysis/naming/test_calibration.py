@@ -86,8 +86,8 @@ def test_thresholds_let_planted_names_pass_and_hardly_any_that_were_dealt_out(ca
     strict = next(each for each in document["thresholds"] if (each["min_auroc"], each["min_z"]) == (0.8, 2))
     assert strict["named"]["value"] == pytest.approx(len(WORDS) / calibration.n_features)
     assert strict["right"]["value"] == 1
-    assert strict["by_chance"]["of other features"] < 0.05
-    assert strict["by_chance"]["untrained tower"] == strict["named"]["value"] * calibration.n_features / len(WORDS)
+    assert strict["by_chance"]["dealt out"] < 0.05
+    assert strict["by_chance"]["untrained"] == strict["named"]["value"] * calibration.n_features / len(WORDS)
     # the same run in the place of an untrained one passes as often as this one: nothing is safe
     assert document["loosest"] is None
     assert "None of them" in calibration.text()
@@ -111,7 +111,8 @@ def test_the_document_and_the_table_say_the_same(calibration: Calibration, tmp_p
     text = calibration.text()
     for row in document["named"]:
         line = next(line for line in text.splitlines() if line.strip().startswith(row["label"] + "  "))
-        assert f"{row['right']['value']:.0%} [{row['right']['low']:.0%}, {row['right']['high']:.0%}]" in line
+        value, low, high = (100 * row["right"][key] for key in ("value", "low", "high"))
+        assert f"{value:.0f} [{low:.0f}, {high:.0f}]" in line
     assert document["n_features"] == len(document["features"]) == calibration.n_features
     assert [each["right"]["n"] for each in document["reliability"]] == [8] * 6
 
