@@ -27,6 +27,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,28 +103,25 @@ def in_memory(names: list[str], pythons: dict[str, str], a: argparse.Namespace, 
     return lines
 
 
-def from_store(a: argparse.Namespace, d_sae: int, l0: float) -> list[str]:
-    """Markdown: a line a command and number of rows."""
-    lines = [
-        "| on a store | rows | share | CPU s | wall s | rows/s of wall | MB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def from_store(a: argparse.Namespace, d_sae: int, l0: float) -> Iterator[str]:
+    """Markdown: a line a command and number of rows, as they are done."""
+    yield "| on a store | rows | share | CPU s | wall s | rows/s of wall | MB |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
     for what in STORED[:2] if a.quick else STORED:
         for rows in (a.stored_rows,) if a.quick else (a.stored_rows, 10 * a.stored_rows):
             found = ask(sys.executable, "from_store.py", what, "--d-sae", d_sae, "--rows", rows, "--l0", l0)
             if isinstance(found, str):
                 if a.strict:
                     raise SystemExit(f"{what}: {found}")
-                lines.append(f"| {what} | {rows:,} | {found} | | | | |")
+                yield f"| {what} | {rows:,} | {found} | | | | |"
                 continue
             seconds = found["seconds"]
             bare = seconds.pop("matmul")
             cpu, wall = (sum(each[i] for each in seconds.values()) for i in (0, 1))
-            lines.append(
+            yield (
                 f"| {what} | {rows:,} | {bare[0] / cpu:.2f} | {cpu:.1f} | {wall:.1f} | {rows / wall:,.0f} "
                 f"| {found['own_bytes'] / 1e6:.0f} |"
             )
-    return lines
 
 
 def main() -> None:
@@ -157,7 +155,8 @@ def main() -> None:
             print("\n".join(in_memory(names, pythons, a, d_sae, l0)), flush=True)
     if a.stored_rows:
         print(f"\n{a.stored_d_sae:,} features, L0 {a.l0[-1]:g}, load {os.getloadavg()[0]:.1f}:\n")
-        print("\n".join(from_store(a, a.stored_d_sae, a.l0[-1])), flush=True)
+        for line in from_store(a, a.stored_d_sae, a.l0[-1]):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
