@@ -57,8 +57,8 @@ class NameOptions:
         heading="Scores",
     )
     candidates: int = option("Nearest phrases of which the best scored is taken.", default=50, metavar="N")
-    # of thresholds that leave names of other features and of an untrained tower unnamed, about the loosest: as many of the
-    # names are right as at 0.7 and 2, and half as many again are named (`name --calibrate quickstart`)
+    # about the loosest thresholds that leave names of other features, and of an untrained tower, unnamed: of the names
+    # as many are right as at 0.7 and 2, and half as many again are given (`name --calibrate quickstart`)
     min_auroc: float = option("Below this AUROC a feature is unnamed.", default=0.65)
     min_z: float = option("Below this z of the ablation score a feature is unnamed.", default=1.0)
     fdr: float = option("False discovery rate over features, above which one is unnamed.", default=0.05, metavar="Q")
