@@ -56,15 +56,16 @@ def adversarial(probe: FeatureProbe, features: NDArray[np.int64], seed: int) -> 
     What optimisation finds where nothing keeps it to pictures: each must drive its feature and fail the checks.
     """
     generator = torch.Generator().manual_seed(seed)
-    for feature in features.tolist():
-        start = 0.5 + 0.05 * torch.randn(1, 3, *probe.input_size, generator=generator)
+    for first in range(0, len(features), probe.batch_size):
+        some = torch.from_numpy(features[first : first + probe.batch_size]).to(probe.device)
+        start = 0.5 + 0.05 * torch.randn(len(some), 3, *probe.input_size, generator=generator)
         pixels = start.to(probe.device).requires_grad_()
         optimiser = torch.optim.Adam([pixels], lr=_RATE)
         for _ in range(_STEPS):
             optimiser.zero_grad()
-            (-probe.preactivations(pixels.clamp(0, 1), torch.tensor([feature], device=probe.device)).sum()).backward()
+            (-probe.preactivations(pixels.clamp(0, 1), some).sum()).backward()
             optimiser.step()
-        yield (pixels.detach().clamp(0, 1)[0] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        yield from (pixels.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def noise(size: tuple[int, int], n: int, seed: int) -> Iterator[Image.Image]:

@@ -21,7 +21,7 @@ N = len(WORDS)
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    return make_planted_run(tmp_path_factory.mktemp("planted"))
+    return make_planted_run(tmp_path_factory.mktemp("planted"), n_images=120)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class Told(Reporter):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    return make_planted_run(tmp_path_factory.mktemp("planted"))
+    return make_planted_run(tmp_path_factory.mktemp("planted"), n_images=120)
 
 
 def real_picture(planted, feature):
@@ -338,3 +338,21 @@ def test_top_images_of_a_feature_without_any_are_undefined():
     found = space.top_images(np.arange(4))
     np.testing.assert_allclose(found[[0, 3]], [[0, 0], [-0.5, 0.5]])
     assert np.isnan(found[1:3]).all()
+
+
+def test_pictures_of_a_store_of_all_tokens_are_checked_but_not_compared_with_whole_images(tmp_path):
+    planted = make_planted_run(tmp_path, n_images=24, token="all")
+    probed, folder, told = open_probe(planted.path, "cpu"), planted.path / FOLDER, Told()
+    folder.mkdir()
+    one = MadePicture(feature=GOOD, seed=0, activations={0: 1.0}, parametrisation="maco", from_row=None)
+    one.path(folder).write_bytes(as_webp(np.asarray(real_picture(planted, GOOD))))
+    spectrum = image_spectrum(folder, probed.store, probed.probe.exact, SIZE, workers=0)
+    result = write_table(probed, [one], spectrum, SIZE, reporter=told)
+    line = read_visualisations(planted.path, 15)[0][GOOD]
+    assert line.is_passed
+    # the largest of the picture's tokens, beside the largest of all rows, which are tokens
+    assert line.checks.activation_ratio == pytest.approx(1, abs=0.02)
+    assert math.isnan(line.checks.transfer_percentile)
+    assert len(told.warned) == 1
+    assert result.agreement is None
+    assert "top images" not in {kind.kind for kind in result.kinds}
