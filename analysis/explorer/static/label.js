@@ -6,7 +6,7 @@ for (const table of document.querySelectorAll(".taken")) {
   for (const line of table.tBodies[0].rows) {
     const cell = line.querySelector(".pictures");
     const thumbs = cell.querySelector(".thumbs");
-    const more = make("button", { type: "button", "aria-label": `More pictures of feature ${line.dataset.feature}` }, "more");
+    const more = make("button", { type: "button", "aria-label": `More pictures of feature ${line.dataset.feature}` }, cell.querySelector("img") ? "more" : "show");
     more.addEventListener("click", async () => {
       more.disabled = true;
       try {
