@@ -6,7 +6,7 @@ pixels that the tower sees, so that they do not depend on the size a picture was
 
 What the rules can tell: pixels optimised without any restraint drive a feature to several times its largest real
 activation, with rank 1 and with a transfer near 100, since the embedding follows the feature; they fail by JPEG and by
-crops (12 of 12 on the quickstart's tower). What they cannot: the tower is painter and judge, so that a picture may pass
+crops (16 of 16 on the quickstart's tower). What they cannot: the tower is painter and judge, so that a picture may pass
 which no person recognises.
 
 Shapes: F features, e the length of an embedding, m firings of a feature on real rows.
