@@ -8,6 +8,12 @@ from browsing import axe_findings, wait_until
 from explored import give_meaning, make_explored_run
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
+from thresher.analysis.explorer.export import export_site
+from thresher.analysis.explorer.feature_query import read_filters
+from thresher.analysis.explorer.options import ExportOptions
+from thresher.analysis.explorer.page import Query
+from thresher.analysis.explorer.pages.features import selected
+from thresher.analysis.explorer.runs import ExploredRun
 
 N = 60
 
@@ -118,6 +124,43 @@ def test_the_atlas_names_what_is_pointed_at_and_what_the_lasso_holds(browser, ur
     said = browser.find_element(By.ID, "atlas-said").text
     feature = int(said.removeprefix("Feature ").split(",")[0])
     assert said.endswith(f"striped flag {feature}") == (feature % 10 < 4)
+
+
+@pytest.fixture(scope="module")
+def site(path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site") / "site"
+    export_site([path], folder, ExportOptions(features="all", images=0, rounds=0))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "named=1&sort=name_score",
+        "named=1&sort=name_score&order=asc",
+        "named=unnamed",
+        "verdict=failed",
+        "verdict=passed&a=30:",
+        "s=0.97:0.98",
+        "sort=agreement",
+        "sort=verdict&order=asc",
+        "q=flag 2",
+    ],
+)
+def test_a_static_site_filters_and_sorts_by_names_and_pictures_as_the_server_does(browser, path, site, query):
+    values = dict(each.split("=") for each in query.split("&"))
+    wanted = selected(ExploredRun(path), read_filters(Query(values={**values, "set": "all"}))).ids.tolist()
+    browser.get(f"{(site / 'features.html').as_uri()}?set=all&{query}")
+    wait_until(browser, lambda b: shown_ids(b) == wanted)
+
+
+def test_a_static_site_shows_names_and_pictures_without_a_server(browser, site):
+    browser.get((site / "f" / "20.html").as_uri())
+    assert heading(browser) == "Feature 20 striped flag 20"
+    browser.find_element(By.ID, "visualised").location_once_scrolled_into_view  # noqa: B018 (they load when seen)
+    loaded = "return [...document.querySelectorAll('.made img')].map((i) => i.complete && i.naturalWidth)"
+    wait_until(browser, lambda b: b.execute_script(loaded) == [32, 32, 32])
+    assert not browser.find_elements(By.NAME, "own")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (375, "light")])
