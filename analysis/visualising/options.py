@@ -9,7 +9,7 @@ METHODS = ("maco", "fourier")
 """Ways to write a picture as numbers that are optimised; see `parametrise`."""
 POOLINGS = ("mean", "centre")
 """How the tokens of a picture make one number, where a store has several an image."""
-_LEARNING_RATES = {"maco": 0.3, "fourier": 0.05}
+_LEARNING_RATES = {"maco": 0.3, "fourier": 0.02}
 _WORDS = re.compile(r"named|(?:top|random):[1-9]\d{0,8}|\d{1,9}(?:-\d{1,9})?")
 
 
@@ -41,7 +41,10 @@ class VisualiseOptions:
     steps: int = option("Steps of the optimiser.", default=256, metavar="N", heading="Optimisation")
     crops: int = option("Crops of the picture that the tower sees each step.", default=4, metavar="N")
     lr: float | None = option(
-        "Learning rate: 0.3 of maco, in radians, and 0.05 of fourier by default.", default=None, metavar="RATE"
+        "Learning rate: 0.3 of maco, in radians, and 0.02 of fourier by default.", default=None, metavar="RATE"
+    )
+    smoothness: float = option(
+        "Weight of the picture's total variation, against grain; 0 leaves it out.", default=0.3, metavar="WEIGHT"
     )
     noise: float = option("Deviation of the noise on each crop's pixels, which go from 0 to 1.", default=0.05)
     tokens: str = option(
@@ -73,8 +76,9 @@ class VisualiseOptions:
             raise ValueError(f"seed is {self.seed}; it is below 2^63.")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise ValueError(f"lr is {self.lr}; it is above 0.")
-        if not 0 <= self.noise <= 1:
-            raise ValueError(f"noise is {self.noise}; it is from 0 to 1.")
+        for name, value in (("noise", self.noise), ("smoothness", self.smoothness)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; it is from 0 to 1.")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it is at least 0.")
         for word in self.feature_words:

@@ -121,6 +121,15 @@ def make_pictures(
     return Pictures(given.angle(), given.abs(), width, colours)
 
 
+def total_variation(images: Tensor) -> Tensor:
+    """Mean over pixels and colours of |grad p|, times the shorter side: `(n,)` of pictures `(n, 3, H, W)`."""
+    down = images[:, :, 1:, :-1] - images[:, :, :-1, :-1]
+    right = images[:, :, :-1, 1:] - images[:, :, :-1, :-1]
+    # under the root, a 255th squared of nearly nothing: it has no derivative at 0
+    lengths = (down.square() + right.square() + 1e-6).sqrt()
+    return lengths.mean((1, 2, 3)) * min(images.shape[-2:])
+
+
 def _decay(height: int, width: int) -> Tensor:
     """s(k) `(H, K)`, times the root of the number of pixels: pictures of every size then have one contrast."""
     y, x = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]

@@ -22,7 +22,7 @@ from ...store.errors import StoreError
 from ...store.files import write_atomically
 from ...store.reader import ActivationStore
 from ..evaluation_images import decoded
-from .parametrise import Colours
+from .parametrise import Colours, total_variation
 
 SPECTRUM_NPY, SPECTRUM_JSON = "spectrum.npy", "spectrum.json"
 MOST_IMAGES = 4096
@@ -41,11 +41,14 @@ class ImageSpectrum:
         Of their pixels.
     n_images
         Images that it is the mean of.
+    variation
+        Their mean total variation.
     """
 
     magnitude: NDArray[np.float32]
     colours: Colours
     n_images: int
+    variation: float = 1.0
 
 
 def image_spectrum(
@@ -93,7 +96,7 @@ def image_spectrum(
     buffer = BytesIO()
     np.save(buffer, found.magnitude)
     write_atomically(folder / SPECTRUM_NPY, buffer.getvalue())
-    record = {**of, "n_images": found.n_images}
+    record = {**of, "n_images": found.n_images, "variation": found.variation}
     record |= {"mean": found.colours.mean.tolist(), "mixing": found.colours.mixing.tolist()}
     write_atomically(folder / SPECTRUM_JSON, json.dumps(record, indent=1).encode() + b"\n")
     return found
@@ -132,13 +135,14 @@ def measured(batches: Any, reporter: Reporter, n_images: int) -> ImageSpectrum:
         # images of one grey have no spread of colour: a floor of a hundredth of the largest keeps W invertible
         deviation = np.sqrt(np.maximum(values, max(1e-4 * values.max(), 1e-6)))
         colours = Colours(mean.astype(np.float32), (vectors * deviation @ vectors.T).astype(np.float32))
-        magnitude, n_images = torch.zeros(1), 0
+        magnitude, variation, n_images = torch.zeros(1), 0.0, 0
         for pixels in batches():
             u = colours.decorrelate(_from_0_to_1(pixels))
+            variation += float(total_variation(_from_0_to_1(pixels)).sum())
             magnitude = magnitude + torch.fft.rfft2(u).abs().double().sum(0)
             n_images += len(u)
             task.advance(len(u))
-    return ImageSpectrum((magnitude / n_images).float().numpy(), colours, n_images)
+    return ImageSpectrum((magnitude / n_images).float().numpy(), colours, n_images, variation / n_images)
 
 
 def _from_0_to_1(pixels: NDArray[np.uint8]) -> torch.Tensor:
@@ -164,6 +168,8 @@ def _read(folder: Path, of: dict[str, Any]) -> ImageSpectrum | None:
         mean, mixing = (np.array(record[name], np.float32) for name in ("mean", "mixing"))
         if magnitude.shape != (3, height, width // 2 + 1) or mean.shape != (3,) or mixing.shape != (3, 3):
             return None
-        return ImageSpectrum(magnitude.astype(np.float32), Colours(mean, mixing), int(record["n_images"]))
+        return ImageSpectrum(
+            magnitude.astype(np.float32), Colours(mean, mixing), int(record["n_images"]), float(record["variation"])
+        )
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or damaged: it is made anew
         return None

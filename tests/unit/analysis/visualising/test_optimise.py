@@ -10,11 +10,14 @@ from planted_clip import GRID, PATCH, WORDS, Planted, _patterns
 from thresher.analysis.visualising import optimise as module
 from thresher.analysis.visualising.optimise import Start, crops_of, optimise, pictures_at_once
 from thresher.analysis.visualising.options import VisualiseOptions
+from thresher.analysis.visualising.parametrise import total_variation
 from thresher.analysis.visualising.spectrum import ImageSpectrum, image_spectrum
 from thresher.train.models import ReluSae
 
 STEPS = {"maco": 120, "fourier": 40}
-OPTIONS = VisualiseOptions(crops=2)
+OPTIONS = VisualiseOptions(crops=2, smoothness=0.01)
+FAST = replace(OPTIONS, method="fourier", lr=0.05)
+
 COLOURED = (0, 1)
 """Concepts that are an even colour: found wherever a crop lies. The others stand in step with the patches."""
 
@@ -48,7 +51,7 @@ def seen(probed, pictures):
 def test_with_the_patches_in_place_every_feature_s_picture_holds_its_concept(probed, tmp_path, in_place, method):
     spectrum = image_spectrum(tmp_path, probed.store, probed.probe.exact, (32, 32), workers=0)
     starts = [Start(feature, 0) for feature in range(len(WORDS))]
-    options = replace(OPTIONS, method=method, steps=STEPS[method])
+    options = replace(FAST if method == "fourier" else OPTIONS, steps=STEPS[method])
     pictures = seen(probed, optimise(probed.probe, starts, spectrum, (32, 32), options))
     activations = np.delete(probed.probe.activations(pictures), Planted.always, axis=1)
     for feature in range(len(WORDS)):
@@ -96,8 +99,8 @@ def test_the_objective_rises_where_the_feature_begins_far_off(probed, spectrum):
     sae = probed.probe.sae
     far = sae.b_enc.index_fill(0, torch.tensor([0]), -5.0)  # no picture of the run excites it
     probe = probed.probe.with_sae(ReluSae(sae.encoder, far, sae.decoder, sae.b_dec))
-    begun = optimise(probe, [Start(0, 0)], spectrum, (48, 48), replace(OPTIONS, method="fourier", steps=1))
-    made = optimise(probe, [Start(0, 0)], spectrum, (48, 48), replace(OPTIONS, method="fourier", steps=40))
+    begun = optimise(probe, [Start(0, 0)], spectrum, (48, 48), replace(FAST, steps=1))
+    made = optimise(probe, [Start(0, 0)], spectrum, (48, 48), replace(FAST, steps=40))
     assert probe.activations(seen(probed, begun))[0, 0] == 0
     assert probe.activations(seen(probed, made))[0, 0] > 0
 
@@ -146,3 +149,35 @@ def test_an_all_grey_spectrum_makes_finite_pictures(probed, spectrum):
     found = optimise(probed.probe, [Start(0, 0)], none, (48, 48), replace(OPTIONS, steps=2))
     assert found.shape == (1, 48, 48, 3)
     assert np.ptp(found, axis=(1, 2)).max() == 0
+
+
+def test_total_variation_is_the_mean_gradient_times_the_side():
+    images = np.random.default_rng(0).uniform(size=(2, 3, 6, 8))
+    expected = [
+        min(6, 8) * np.mean([np.hypot(np.diff(c, axis=0)[:, :-1], np.diff(c, axis=1)[:-1]) for c in image])
+        for image in images
+    ]
+    np.testing.assert_allclose(total_variation(torch.from_numpy(images)).numpy(), expected, rtol=1e-4)
+    edge = torch.zeros(1, 3, 64, 64)
+    edge[..., 32:] = 1  # one edge across: its length in sides, 1, at any size
+    assert total_variation(edge).item() == pytest.approx(1, abs=0.1)
+    assert total_variation(edge[:, :, ::2, ::2]).item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("method", ["maco", "fourier"])
+def test_smoothness_takes_the_grain_out(probed, spectrum, method):
+    options = replace(OPTIONS, method=method, steps=20)
+    rough, smooth = (
+        optimise(probed.probe, [Start(0, 0)], spectrum, (48, 48), replace(options, smoothness=weight))
+        for weight in (0.0, 0.3)
+    )
+    variation = [total_variation(torch.from_numpy(each).permute(0, 3, 1, 2) / 255).item() for each in (rough, smooth)]
+    assert variation[1] < 0.8 * variation[0]
+
+
+def test_a_dead_feature_s_unit_is_the_usual_one(probed):
+    units = module._units(probed.probe)
+    largest = probed.probe.largest
+    assert units[13] == pytest.approx(np.median(largest[largest > 0]))
+    assert units[0] == largest[0]
+    assert (module._units(probed.probe.with_sae(probed.probe.sae, np.zeros_like(largest))) == 1).all()

@@ -24,6 +24,8 @@ def test_the_spectrum_is_the_mean_magnitude_of_decorrelated_logits():
     u = np.einsum("cd,nhwd->nchw", np.linalg.inv(found.colours.mixing.astype(np.float64)), logits - flat.mean(0))
     np.testing.assert_allclose(found.magnitude, np.abs(np.fft.rfft2(u)).mean(0), rtol=1e-3, atol=1e-3)
     assert found.n_images == 7
+    down, right = np.diff(images / 255, axis=1)[:, :, :-1], np.diff(images / 255, axis=2)[:, :-1]
+    assert found.variation == pytest.approx(6 * np.hypot(down, right).mean(), rel=1e-4)  # 6 is the shorter side
     np.testing.assert_allclose(np.cov(u.transpose(1, 0, 2, 3).reshape(3, -1), bias=True), np.eye(3), atol=1e-4)
 
 
@@ -51,6 +53,7 @@ def test_a_kept_spectrum_is_read_until_the_size_or_the_store_is_another(planted,
         again = image_spectrum(tmp_path, store, tower, (48, 48), workers=0)
         assert np.array_equal(again.magnitude, first.magnitude)
         assert np.array_equal(again.colours.mixing, first.colours.mixing)
+        assert again.variation == first.variation
         with pytest.raises(FileNotFoundError):
             image_spectrum(tmp_path, store, tower, (40, 40), workers=0)
         other = image_spectrum(tmp_path, store, tower, (40, 40), images=gone, workers=0)
