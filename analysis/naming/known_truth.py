@@ -117,16 +117,24 @@ def feature_truth(
     shape = (len(chosen), len(known.phrases))
     naming_f1, f1 = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     for at, feature in enumerate(chosen.tolist()):
-        rows, values = features.feature(feature)
-        of_row = line[rows]
+        of_row, values = _known_entries(features, feature, line)
         sides = []
         for side in (is_naming, ~is_naming):
-            here = (of_row >= 0) & side[of_row]
+            here = side[of_row]
             order = np.argsort(-values[here], kind="stable")
             sides.append((of_row[here][order], values[here][order]))
         naming_f1[at], thresholds = _best_cuts(*sides[0], known.is_true, n_true[0])
         f1[at] = _f1_above(*sides[1], thresholds, known.is_true, n_true[1])
     return FeatureTruth(naming_f1, f1)
+
+
+def _known_entries(features: FeatureActivations, feature: int, line: Ints) -> tuple[Ints, Floats]:
+    """A feature's activations on the rows whose truth is known: which of the m rows, how large."""
+    pieces = ((line[rows], values) for rows, values in features.feature_pieces(feature))
+    kept = [(of_row[of_row >= 0], values[of_row >= 0]) for of_row, values in pieces]
+    if not kept:
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return np.concatenate([of_row for of_row, _ in kept]), np.concatenate([values for _, values in kept])
 
 
 def _best_cuts(
@@ -136,7 +144,7 @@ def _best_cuts(
     if not len(rows):
         return np.zeros(len(n_true)), np.zeros(len(n_true))
     cuts = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # no cut between equal activations
-    hits = is_true[rows].cumsum(axis=0)[cuts]
+    hits = is_true[rows].cumsum(axis=0, dtype=np.int32)[cuts]
     f1 = 2 * hits / (cuts[:, None] + 1 + n_true)
     best = f1.argmax(axis=0)
     # halfway to the next lower activation; below the last one all rows that fire count
@@ -149,6 +157,6 @@ def _f1_above(
     rows: Ints, values: Floats, thresholds: NDArray[np.float64], is_true: NDArray[np.bool_], n_true: Ints
 ) -> NDArray[np.float64]:
     """F1 of "activation > threshold" of each phrase, by activations `(k,)` in falling order."""
-    hits = np.concatenate((np.zeros((1, len(n_true)), np.int64), is_true[rows].cumsum(axis=0)))
+    hits = np.concatenate((np.zeros((1, len(n_true)), np.int32), is_true[rows].cumsum(axis=0, dtype=np.int32)))
     n_above = np.searchsorted(-values.astype(np.float64), -thresholds, side="left")
     return np.asarray(2 * hits[n_above, np.arange(len(n_true))] / (n_above + n_true))
