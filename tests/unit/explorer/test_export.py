@@ -142,6 +142,24 @@ def test_the_size_is_said_before_and_after(site, said):
     assert on_disk[0] == pytest.approx(blocks, rel=0.15)
 
 
+def test_the_counts_that_are_said_are_those_of_the_statistics_and_of_the_files(site, runs, said):
+    line = next(line for line in said.lines if line.startswith("a: pages of "))
+    n_features, n_images, n_labels, n_neurons = map(int, re.findall(r"\d+", line))
+    run = ExploredRun(runs[0])
+    n_active = np.zeros(run.d_sae, np.int64)
+    for feature in range(run.d_sae):
+        n_active[feature] = len(run.features.feature(feature)[0])
+    assert n_features == int(((n_active > 0) & ~run.is_uld).sum()) == len(list((site / "f").glob("*.html")))
+    assert n_images == 40 == len(list((site / "i").glob("*.html")))
+    labels = run.store.labels(0, run.store.n_rows)
+    assert n_labels == len(np.unique(labels[labels >= 0])) == len(list((site / "c").glob("*.html")))
+    assert n_neurons == 0
+    before = next(line for line in said.lines if line.startswith("writing "))
+    n_pages, n_thumbnails = (int(each.replace(",", "")) for each in re.findall(r"([\d,]+) (?:pages|thumb)", before))
+    assert n_pages == len(list(site.rglob("*.html")))
+    assert n_thumbnails == pytest.approx(len(list(site.rglob("t/*.webp"))), rel=0.15)
+
+
 def test_named_features_alone_have_pages(runs, tmp_path):
     export_site(runs[:1], tmp_path / "site", ExportOptions(features="3,0,3", images=5))
     assert sorted(page.name for page in (tmp_path / "site" / "f").glob("*.html")) == ["0.html", "3.html"]
