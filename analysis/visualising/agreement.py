@@ -6,7 +6,7 @@ real images), the top images (mean embedding of the 16 on which the feature is l
 name (text embedding of its phrase, less the mean over phrases). The cosine of two of them says little, since text and
 images lie apart and some vectors are near to everything. So each is turned into its percentile among the same cosine
 with one of the two taken from another feature. The agreement is the mean of the three percentiles: 50 by chance, 100
-where each witness points to this feature more than to any other. NaN where a witness is missing.
+where each witness points to this feature more than to any other. NaN where a witness is missing; the pairs say which.
 
 A name is chosen so that it fits its feature's images, and a picture so that it drives the feature: of the three pairs
 only the picture and the name have not seen each other.
@@ -107,13 +107,3 @@ def _exchanged(kept: Floats, exchanged: Floats, seed: int) -> NDArray[np.float64
 def _is_known(vectors: Floats) -> NDArray[np.bool_]:
     """Which rows are vectors, `(F,)`: finite and not 0."""
     return np.isfinite(vectors).all(axis=1) & (vectors != 0).any(axis=1)
-
-
-def why_missing(feature: int, pictures: Floats, images: Floats, names: Floats) -> str:
-    """Which witnesses a feature lacks, in words; empty where it has all three."""
-    lacking = [
-        words
-        for words, vectors in (("picture", pictures), ("top images", images), ("name", names))
-        if not _is_known(vectors[feature : feature + 1])[0]
-    ]
-    return f"no {' and no '.join(lacking)}" if lacking else ""
