@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from thresher.analysis.explorer.page import Query
-from thresher.analysis.explorer.pages.neurons import view_list
+from thresher.analysis.explorer.pages.neurons import view, view_list
 from thresher.analysis.explorer.runs import ExploredRun
 from thresher.analysis.known_attributes import SAE
 from thresher.analysis.quickstart import QuickstartOptions, QuickstartResult, format_result, quickstart
+from thresher.harvest.rewrite import load_recorded_clip
 from thresher.store.errors import StoreError
 from thresher.store.reader import open_store
 from thresher.train.models import load_sae
@@ -112,6 +113,29 @@ def test_the_explorer_s_pages_of_neurons_work_on_it(made: QuickstartResult) -> N
     found = view_list(ExploredRun(made.run_path), Query())
     assert found.n_units == 4 * made.d_in  # of the MLP of the embedded tower
     assert found.rows[0].firings
+
+
+@pytest.mark.parametrize("neuron", [0, 5, 767])
+def test_the_numbers_on_a_neuron_s_page_follow_from_the_stored_rows(made: QuickstartResult, neuron: int) -> None:
+    """In float64: the row less the mean row, on the neuron's unit output vector."""
+    store = open_store(made.store_path)
+    positions = store.positions_of(np.arange(store.n_rows))
+    x = store.activations().read(0, store.n_rows).astype(np.float64)[positions]
+    mlp = load_recorded_clip(store.provenance).model.visual.transformer.resblocks[5].mlp
+    output = mlp.c_proj.weight.detach().double().numpy()[:, neuron]
+    projection = (x - x.mean(axis=0)) @ (output / np.linalg.norm(output))
+    found = view(ExploredRun(made.run_path), Query({"neuron": neuron}))
+    assert found.n_rows == store.n_rows
+    assert found.density == pytest.approx((projection > 0).mean(), abs=2 / store.n_rows)  # of those that are nearly 0
+    order = np.argsort(-projection)[: found.k]
+    assert found.max == pytest.approx(projection[order[0]], rel=1e-4)
+    assert found.mean_top == pytest.approx(projection[order].mean(), rel=1e-4)
+    shown = [each.row for each in found.firings]
+    np.testing.assert_allclose(projection[shown], projection[order[: len(shown)]], rtol=1e-3)
+    weights = projection[order] / projection[order].sum()
+    labels = np.array([store.labels(row, row + 1)[0] for row in order.tolist()])
+    shares = np.array([weights[labels == label].sum() for label in np.unique(labels)])
+    assert found.label_entropy == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-3)
 
 
 def modified(folder: Path) -> dict[str, int]:
