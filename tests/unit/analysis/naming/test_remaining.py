@@ -40,10 +40,9 @@ def test_ablation_is_that_of_the_whole_tower_in_every_kind_of_tower(kind_of_towe
     compare(tower, random_sae(WIDTH), site)
 
 
-@pytest.mark.parametrize("kind", ["ablate", "add"])
 @pytest.mark.parametrize("token", ["cls", "patch", "all"])
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize(("layer", "kind"), [(0, "ablate"), (2, "add")])
 def test_every_site_and_token_is_changed_as_in_the_whole_tower(layer, site, token, kind):
     is_seen = layer < LAYERS - 1 or token != "patch" or site == "resid_pre"  # else: the next test
     tower, place = random_tower(ls_init_value=0.7, pool_type="tok" if is_seen else "avg"), Site(layer, site, token)
