@@ -9,8 +9,8 @@ from thresher.analysis.visualising.probe import open_probe
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory):
-    """A run whose features are known concepts, with 120 pictures."""
-    return make_planted_run(tmp_path_factory.mktemp("planted"), n_images=120)
+    """A run whose features are known concepts, with 80 pictures."""
+    return make_planted_run(tmp_path_factory.mktemp("planted"), n_images=80)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,17 @@ from thresher.store.errors import DamagedStoreError, StoreError
 from thresher.store.files import FolderLock
 
 DEAD = 13
-OPTIONS = VisualiseOptions(features="0", method="fourier", steps=20, crops=2, seeds=2, device="cpu", workers=0)
+OPTIONS = VisualiseOptions(
+    features="0",
+    method="fourier",
+    lr=0.05,
+    smoothness=0.01,
+    steps=20,
+    crops=2,
+    seeds=2,
+    device="cpu",
+    workers=0,
+)
 
 
 class Told(Reporter):
@@ -243,8 +253,8 @@ def test_a_full_disk_is_said_before_anything_is_optimised(run_path, monkeypatch)
 
 
 def test_the_command_says_how_many_passed_and_where_they_are(made_path):
-    shell = "--features 0 --method fourier --steps 20 --crops 2 --seeds 2 --device cpu --workers 0 --quiet"
-    given = shell.split(" ")
+    shell = "--features 0 --method fourier --lr 0.05 --smoothness 0.01 --steps 20 --crops 2 --seeds 2"
+    given = [*shell.split(" "), "--device", "cpu", "--workers", "0", "--quiet"]
     said = CliRunner().invoke(main, ["visualise", str(made_path), *given])
     assert said.exit_code == 0, said.output
     assert "pictures of 0 features made" in said.output
@@ -260,6 +270,7 @@ def test_the_command_says_how_many_passed_and_where_they_are(made_path):
         ({"lr": 0.0}, "lr is 0.0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"noise": 2.0}, "noise is 2.0"),
+        ({"smoothness": -0.1}, "smoothness is -0.1"),
         ({"method": "paint"}, "method is 'paint'; it is one of maco, fourier"),
         ({"tokens": "all"}, "tokens is 'all'; it is one of mean, centre"),
         ({"workers": -1}, "workers is -1"),
