@@ -86,7 +86,7 @@ class TextSpace:
             # those kept so far come first, and a stable sort leaves the earlier phrase before its equals
             both = np.concatenate((cosines, found), axis=1)
             numbers = np.concatenate((ids, np.broadcast_to(np.arange(start, stop), found.shape)), axis=1)
-            order = np.argsort(-both, axis=1, kind="stable")[:, :k]
+            order = _largest(both, k)
             ids, cosines = np.take_along_axis(numbers, order, 1), np.take_along_axis(both, order, 1)
         return ids, cosines
 
@@ -148,6 +148,17 @@ def unit_rows(vectors: Floats) -> Floats:
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
     found: Floats = np.where(norm > 1e-6, vectors / np.maximum(norm, 1e-6), 0).astype(np.float32)
     return found
+
+
+def _largest(values: Floats, k: int) -> NDArray[np.int64]:
+    """Places `(n, k)` of the k largest of each row, falling, of equals the first; without sorting whole rows."""
+    k = min(k, values.shape[1])
+    order = np.empty((len(values), k), np.int64)
+    least = np.partition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k]
+    for line, row in enumerate(values):
+        places = np.flatnonzero(row >= least[line])
+        order[line] = places[np.argsort(-row[places], kind="stable")][:k]
+    return order
 
 
 def filled(phrases: Sequence[str], templates: str) -> list[str]:
