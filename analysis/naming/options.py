@@ -30,7 +30,8 @@ class NameOptions:
     vocab: str | None = option("File of phrases, one a line, in UTF-8.", default=None, metavar="FILE")
     vocabulary: str | None = option(
         "Where other phrases come from, with commas: labels and captions of the run's images, classes (ImageNet's "
-        "names), nouns (English). All four by default; none beside --vocab.",
+        "names), nouns (English). All four by default (the first two of the quickstart model, whose text tower has "
+        "read no more); none beside --vocab.",
         default=None,
         metavar="SOURCES",
     )
