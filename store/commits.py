@@ -27,8 +27,16 @@ class Commits:
         self._unsettled: Collection[str] = ()
 
     def begin(self, window: "WindowWriter") -> None:
-        """Begin a window's commit, once the one before it is done; raises the error of that one."""
-        self._await()
+        """Begin a window's commit, once the one before it is done; raises the error of that one.
+
+        Its bytes are given to the disk while that one is still waited for.
+        """
+        try:
+            window.begin()
+            self._await()
+        except BaseException:
+            window.abandon()
+            raise
         self._under_way = self._thread.submit(self._write, window)
 
     def check(self) -> None:
@@ -52,7 +60,11 @@ class Commits:
             begun.result()
 
     def _write(self, window: "WindowWriter") -> None:
-        self._unsettled = window.write(self._unsettled)
+        try:
+            self._unsettled = window.write(self._unsettled)
+        except BaseException:
+            window.abandon()
+            raise
 
     def _settle(self) -> None:
         unsettled, self._unsettled = self._unsettled, ()

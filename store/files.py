@@ -40,50 +40,73 @@ def write_all_atomically(files: Mapping[Path, Sequence[bytes | memoryview]]) -> 
     _side_by_side(sync_folder, [(folder,) for folder in folders])
 
 
-def write_all_then(
-    files: Mapping[Path, Sequence[bytes | memoryview]],
-    records: Mapping[Path, Sequence[bytes | memoryview]],
-    folders: Collection[Path] = (),
-) -> set[Path]:
-    """Write files, then others that say so: a record has its name only once all files are durable.
+class RecordedFiles:
+    """Files, and others that say so: a record has its name only once all files are durable.
 
-    The disk is waited for once. What is read without its record is nothing, so files may have their names before their
-    bytes are durable; files, records and folders are synced side by side, then the records are named.
+    Under temporary names, the first of them are written when this is made, which may be while others are still synced;
+    `finish` does the rest. The disk is waited for once. What is read without its record is nothing, so files may have
+    their names before their bytes are durable; files, records and folders are synced side by side, then the records are
+    named. Files that are neither finished nor abandoned are overwritten by who writes them next.
 
     Parameters
     ----------
     files, records
         Bytes by path.
-    folders
-        Synced along with the files.
-
-    Returns
-    -------
-    set
-        Folders that are still to be synced, so that the records' names are durable too.
     """
-    left = _made_folders(records)
-    folders = _made_folders(files).union(folders)
-    work = [(path, parts, True) for path, parts in files.items()]
-    work += [(path, parts, False) for path, parts in records.items()]
-    for start in range(0, len(work), _OPEN_AT_ONCE):
+
+    def __init__(
+        self, files: Mapping[Path, Sequence[bytes | memoryview]], records: Mapping[Path, Sequence[bytes | memoryview]]
+    ) -> None:
+        self._left = _made_folders(records)
+        self._folders = _made_folders(files)
+        self._records = list(records)
+        self._work = [(path, parts, True) for path, parts in files.items()]
+        self._work += [(path, parts, False) for path, parts in records.items()]
+        self._opened = ExitStack()
         with ExitStack() as opened:
-            descriptors = []
-            for path, parts, is_named in work[start : start + _OPEN_AT_ONCE]:
-                file = opened.enter_context(open(_temporary(path), "wb"))
-                file.writelines(parts)
-                file.flush()
-                if is_named:
-                    os.replace(_temporary(path), path)
-                descriptors.append(file.fileno())
-            if start + _OPEN_AT_ONCE >= len(work):
-                for folder in folders:
-                    descriptors.append(os.open(folder, os.O_RDONLY))
-                    opened.callback(os.close, descriptors[-1])
-            _side_by_side(os.fsync, [(descriptor,) for descriptor in descriptors])
-    for path in records:
-        os.replace(_temporary(path), path)
-    return left
+            self._descriptors = [self._write(opened, *each[:2]) for each in self._work[:_OPEN_AT_ONCE]]
+            self._opened = opened.pop_all()
+
+    def finish(self, folders: Collection[Path] = ()) -> set[Path]:
+        """Make all of it durable.
+
+        Parameters
+        ----------
+        folders
+            Synced along with the files.
+
+        Returns
+        -------
+        set
+            Folders that are still to be synced, so that the records' names are durable too.
+        """
+        for start in range(0, len(self._work), _OPEN_AT_ONCE):
+            some = self._work[start : start + _OPEN_AT_ONCE]
+            with self._opened as opened:
+                if start:
+                    self._descriptors = [self._write(opened, *each[:2]) for each in some]
+                for path, _, is_named in some:
+                    if is_named:
+                        os.replace(_temporary(path), path)
+                if start + _OPEN_AT_ONCE >= len(self._work):
+                    for folder in self._folders.union(folders):
+                        self._descriptors.append(os.open(folder, os.O_RDONLY))
+                        opened.callback(os.close, self._descriptors[-1])
+                _side_by_side(os.fsync, [(descriptor,) for descriptor in self._descriptors])
+        for path in self._records:
+            os.replace(_temporary(path), path)
+        return self._left
+
+    def abandon(self) -> None:
+        """Let go of what is written."""
+        self._opened.close()
+
+    @staticmethod
+    def _write(opened: ExitStack, path: Path, parts: Sequence[bytes | memoryview]) -> int:
+        file = opened.enter_context(open(_temporary(path), "wb"))  # noqa: SIM115  (of the same stack)
+        file.writelines(parts)
+        file.flush()
+        return file.fileno()
 
 
 def sync_folders(folders: Collection[Path]) -> None:

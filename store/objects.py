@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .files import FolderLock, free_bytes, sync_folders, write_all_atomically, write_all_then
+from .files import FolderLock, RecordedFiles, free_bytes, sync_folders, write_all_atomically
 
 Files = Mapping[str, Sequence[bytes | memoryview]]
 """Bytes of objects, in parts, by name."""
@@ -53,27 +53,18 @@ class Objects(ABC):
     def write_all(self, files: Files) -> None:
         """Write objects, each atomically from its parts, in no order; when this returns, all of them are durable."""
 
-    def write_then(self, files: Files, records: Files, settle: Collection[str] = ()) -> Collection[str]:
-        """Write objects, then others that say so: a record is there only once all of `files` are durable.
+    def begin(self, files: Files, records: Files) -> "Begun":
+        """Begin to write objects and then others that say so: a record is there only once all objects are durable.
 
         Parameters
         ----------
         files, records
-            Bytes by name.
-        settle
-            What earlier calls gave back; durable along with the files.
-
-        Returns
-        -------
-        Collection
-            What is not durable yet of the records' names: to be given to the next call, or to `settle`.
+            Bytes by name. They must stay as they are until it is finished.
         """
-        self.write_all(files)
-        self.write_all(records)
-        return ()
+        return Begun(self, files, records)
 
     def settle(self, names: Collection[str]) -> None:  # noqa: B027 (where nothing is left to settle)
-        """Make durable what `write_then` gave back."""
+        """Make durable what `Begun.finish` gave back."""
 
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """Write one object atomically."""
@@ -113,6 +104,33 @@ class Objects(ABC):
         return sum(n_bytes for _, n_bytes in self.walk())
 
 
+class Begun:
+    """Objects, and others that say so, on their way."""
+
+    def __init__(self, objects: Objects, files: Files, records: Files) -> None:
+        self._objects, self._files, self._records = objects, files, records
+
+    def finish(self, settle: Collection[str] = ()) -> Collection[str]:
+        """Make all of it durable.
+
+        Parameters
+        ----------
+        settle
+            What earlier ones gave back; durable along with the objects.
+
+        Returns
+        -------
+        Collection
+            What is not durable yet of the records' names: to be given to the next one, or to `settle`.
+        """
+        self._objects.write_all(self._files)
+        self._objects.write_all(self._records)
+        return ()
+
+    def abandon(self) -> None:
+        """Leave it as it is."""
+
+
 class LocalFolder(Objects):
     """Objects that are files below a folder."""
 
@@ -138,10 +156,8 @@ class LocalFolder(Objects):
     def write_all(self, files: Files) -> None:
         write_all_atomically({self.local / name: parts for name, parts in files.items()})
 
-    def write_then(self, files: Files, records: Files, settle: Collection[str] = ()) -> Collection[str]:
-        written, named = ({self.local / name: parts for name, parts in some.items()} for some in (files, records))
-        left = write_all_then(written, named, [self.local / name for name in settle])
-        return [str(folder.relative_to(self.local)) for folder in left]
+    def begin(self, files: Files, records: Files) -> "Begun":
+        return _BegunFiles(self, files, records)
 
     def settle(self, names: Collection[str]) -> None:
         sync_folders([self.local / name for name in names])
@@ -179,6 +195,22 @@ class LocalFolder(Objects):
 
     def free_bytes(self) -> int | None:
         return free_bytes(self.local)
+
+
+class _BegunFiles(Begun):
+    """Files whose bytes are given to the system at once."""
+
+    def __init__(self, folder: LocalFolder, files: Files, records: Files) -> None:
+        self._root = folder.local
+        of_paths = ({self._root / name: parts for name, parts in some.items()} for some in (files, records))
+        self._written = RecordedFiles(*of_paths)
+
+    def finish(self, settle: Collection[str] = ()) -> Collection[str]:
+        left = self._written.finish([self._root / name for name in settle])
+        return [str(folder.relative_to(self._root)) for folder in left]
+
+    def abandon(self) -> None:
+        self._written.abandon()
 
 
 def is_url(place: str | Path) -> bool:

@@ -14,7 +14,7 @@ from .attributes import read_group_attributes
 from .codec import ChunkCodec, encode_chunk
 from .errors import DamagedStoreError, StoreError
 from .layout import StoreSpec, metadata_documents, metadata_record, static_arrays, thumbnail_documents
-from .objects import Lock, Objects, open_objects
+from .objects import Begun, Lock, Objects, open_objects
 from .provenance import Provenance
 from .records import VERIFY, crc32c, encode_record, read_record, to_hex
 from .static import write_static_array
@@ -216,6 +216,7 @@ class WindowWriter:
         self._unreadable: list[tuple[int, str]] = []
         self._thumbnails: list[bytes | None] = [None] * n_images
         self._is_there = np.zeros(n_images, np.bool_)
+        self._begun: Begun | None = None
 
     def put(
         self,
@@ -275,24 +276,45 @@ class WindowWriter:
         """Write the window, then record it; when this returns, both are durable."""
         self._writer.objects.settle(self.write())
 
+    def begin(self) -> None:
+        """Give the window's bytes to the disk under other names, so that `write` has less to wait for.
+
+        A window of many bytes, which go to the disk some at a time, is left to `write`.
+        """
+        if self._begun is None and sum(block.nbytes for block in self._blocks.values()) <= _BYTES_AT_ONCE:
+            files: Files = {}
+            records: Files = {}
+            for chunk in self.encoded():
+                files |= chunk.files
+                records |= chunk.record_files
+            self._begun = self._writer.objects.begin(files, records)
+
+    def abandon(self) -> None:
+        """Let go of what `begin` wrote."""
+        if self._begun is not None:
+            self._begun.abandon()
+
     def write(self, settle: Collection[str] = ()) -> Collection[str]:
         """Write the window, then record it; gives what is not durable yet of its records' names.
 
         Parameters
         ----------
         settle
-            What an earlier window gave; see `Objects.write_then`.
+            What an earlier window gave; see `Begun.finish`.
         """
         objects = self._writer.objects
-        records: Files = {}
-        files: Files = {}
-        for chunk in self.encoded():
-            files |= chunk.files
-            records |= chunk.record_files
-            if sum(len(part) for parts in files.values() for part in parts) > _BYTES_AT_ONCE:
-                objects.write_all(files)
-                files = {}
-        left = objects.write_then(files, records, settle)
+        self.begin()
+        if self._begun is None:
+            records: Files = {}
+            files: Files = {}
+            for chunk in self.encoded():
+                files |= chunk.files
+                records |= chunk.record_files
+                if sum(len(part) for parts in files.values() for part in parts) > _BYTES_AT_ONCE:
+                    objects.write_all(files)
+                    files = {}
+            self._begun = objects.begin(files, records)
+        left = self._begun.finish(settle)
         self._writer.take_back(self._whole)
         if self.number in self._writer.pending:
             self._writer.pending.remove(self.number)

@@ -85,6 +85,58 @@ def test_at_most_one_window_waits_to_be_written(options, folder, tmp_path, monke
     assert max(ahead) == 2
 
 
+def test_the_next_windows_bytes_are_with_the_disk_while_one_is_synced_and_no_reader_sees_them(
+    options, folder, tmp_path, monkeypatch
+):
+    store, real_write = tmp_path / "s.zarr", WindowWriter.write
+    is_begun, real_begin, seen = [threading.Event() for _ in range(6)], WindowWriter.begin, []
+    is_begun[5].set()
+
+    def begin(self):
+        real_begin(self)
+        is_begun[self.number].set()
+
+    def write(self, settle):
+        assert is_begun[self.number + 1].wait(WAIT_S), "the next window waits for this one's disk"
+        chunks = (store / "layers/1/resid_post/cls/c").glob("*/*")
+        seen.append(sorted((int(path.parent.name), path.name) for path in chunks))
+        return real_write(self, settle)
+
+    monkeypatch.setattr(WindowWriter, "begin", begin)
+    monkeypatch.setattr(WindowWriter, "write", write)
+    harvest(options(), folder, store)
+    for number, found in enumerate(seen):
+        coming = [(each, ".0.tmp") for each in (number, number + 1) if each < 5]
+        assert found == [(each, "0") for each in range(number)] + coming
+    assert not list(store.rglob("*.tmp"))
+
+
+def test_a_window_begun_behind_one_that_fails_is_let_go_and_written_by_the_next_harvest(
+    options, folder, tmp_path, monkeypatch
+):
+    harvest(options(), folder, tmp_path / "whole.zarr")
+    real, is_begun, real_begin = WindowWriter.write, threading.Event(), WindowWriter.begin
+
+    def begin(self):
+        real_begin(self)
+        if self.number == 2:
+            is_begun.set()
+
+    def write(self, settle):
+        if self.number == 1:
+            assert is_begun.wait(WAIT_S)
+            raise OSError(28, "No space left on device")
+        return real(self, settle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowWriter, "begin", begin)
+        patch.setattr(WindowWriter, "write", write)
+        with pytest.raises(OSError, match="No space left on device"):
+            harvest(options(), folder, tmp_path / "s.zarr")
+    assert harvest(options(), folder, tmp_path / "s.zarr").n_harvested == 19
+    assert files_below(tmp_path / "s.zarr") == files_below(tmp_path / "whole.zarr")
+
+
 @pytest.mark.parametrize("failing", [0, 2, 4])
 def test_a_window_that_cannot_be_written_ends_the_harvest_with_its_own_error(
     options, folder, tmp_path, monkeypatch, failing

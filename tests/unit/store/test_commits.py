@@ -16,11 +16,18 @@ class Store:
 
 class Window:
     def __init__(self, store, number, error=None):
-        self.store, self.number, self.error = store, number, error
+        self.store, self.number, self.error, self.state = store, number, error, "filled"
+
+    def begin(self):
+        self.state = "begun"
+
+    def abandon(self):
+        self.state = "let go"
 
     def write(self, settle):
         if self.error:
             raise self.error
+        assert self.state == "begun"
         self.store.settled.append((self.number, list(settle)))
         return [f"record {self.number}"]
 
@@ -40,8 +47,10 @@ def test_after_an_error_no_window_is_begun_and_records_that_are_there_are_made_d
     store = Store()
     commits = Commits(store)
     commits.begin(Window(store, 0))
-    commits.begin(Window(store, 1, OSError(28, "No space left on device")))
+    failing, next_one = Window(store, 1, OSError(28, "No space left on device")), Window(store, 2)
+    commits.begin(failing)
     with pytest.raises(OSError, match="No space left on device"):
-        commits.begin(Window(store, 2))
+        commits.begin(next_one)
     commits.close()
+    assert (failing.state, next_one.state) == ("let go", "let go")
     assert store.settled == [(0, []), ("end", ["record 0"])]

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from thresher.store.files import sync_folders, write_all_atomically, write_all_then
+from thresher.store.files import RecordedFiles, sync_folders, write_all_atomically
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_records_are_named_once_all_files_are_durable(events, tmp_path, n):
     records = {tmp_path / "records" / f"{i}.json": [b"{}"] for i in range(n)}
     waiting = tmp_path / "earlier"
     waiting.mkdir()
-    left = write_all_then(files, records, [waiting])
+    left = RecordedFiles(files, records).finish([waiting])
     assert {path: path.read_bytes() for path in files} == {path: b"".join(parts) for path, parts in files.items()}
     first = min(events.index(("name", record)) for record in records)
     durable = {path for kind, path in events[:first] if kind == "sync"}
