@@ -30,7 +30,7 @@ class OpenedRun(Run):
     def _explored(self) -> "ExploredRun":
         from .explorer.runs import ExploredRun
 
-        return ExploredRun(self.path)
+        return ExploredRun(self.path.absolute())  # a notebook that changes its folder keeps the pictures
 
     def feature(self, feature: int) -> "Feature":
         """One feature: in Jupyter it shows its images and numbers.
@@ -105,12 +105,12 @@ class Feature:
 
     def picture(self, place: int = 0) -> bytes:
         """Bytes of one of its pictures, the best first."""
-        from .explorer.page import NotHere
+        from .explorer.page import PageError
         from .explorer.pages.feature_visualisation import picture_file
 
         try:
             return picture_file(self._run, self.id, place).read()
-        except NotHere as error:
+        except PageError as error:
             raise StoreError(str(error)) from error
 
     @property
@@ -198,7 +198,6 @@ class Feature:
         return f"Feature {self.id}{named} of {view.n_features:,}: {'; '.join(parts)}"
 
     def _repr_html_(self) -> str:
-        from .explorer.pages.feature_visualisation import data_url
         from .explorer.render import render_alone
 
         counts = self._view.histogram.counts
@@ -208,7 +207,7 @@ class Feature:
             run=self._run,
             view=self._view,
             pictures=self._pictures(),
-            made=data_url(self._run, self.id, 0) if self._view.visualisation else "",
+            made=self._made(),
             bars=[count / max(counts) for count in counts[filled[0] : filled[-1] + 1]] if filled else [],
         )
 
@@ -219,6 +218,16 @@ class Feature:
         addresses = [f"data:image/webp;base64,{base64.b64encode(each).decode()}" if each else "" for each in found]
         columns = zip(addresses, rows.tolist(), self.top_values.tolist(), self.top_labels, strict=False)
         return [{"address": a, "row": row, "value": value, "label": label} for a, row, value, label in columns]
+
+    def _made(self) -> str:
+        """The best picture made for it, as an address that holds it; empty where there is none, or none any more."""
+        from .explorer.page import PageError
+        from .explorer.pages.feature_visualisation import data_url
+
+        try:
+            return data_url(self._run, self.id, 0)
+        except PageError:
+            return ""
 
     def _labels_of_top(self) -> list[int]:
         labels: list[int] = self._run.stored.statistics.top_label[self.id][: len(self.top_rows)].tolist()

@@ -43,6 +43,22 @@ def test_the_html_is_whole_in_itself(run, made):
     assert len(pictures) == 16
 
 
+def test_a_picture_made_for_a_feature_outlasts_a_change_of_folder_and_may_go(tmp_path, monkeypatch):
+    made = make_explored_run(tmp_path, n_features=24, n_images=200)
+    folder = made.path / "visualisations"
+    folder.mkdir()
+    (folder / "3.webp").write_bytes(b"a picture")
+    monkeypatch.chdir(made.path.parent)
+    seen = thresher.open_run(made.path.name).feature(3)
+    monkeypatch.chdir(tmp_path.parent)
+    assert seen.picture() == b"a picture"
+    assert base64.b64encode(b"a picture").decode() in seen._repr_html_()
+    (folder / "3.webp").unlink()
+    assert 'class="made' not in seen._repr_html_()
+    with pytest.raises(StoreError, match="no picture 0"):
+        seen.picture()
+
+
 def test_names_and_labels_are_escaped(run):
     html = run.feature(0)._repr_html_() + run.feature(2)._repr_html_()
     assert "<script>alert(1)" not in html
