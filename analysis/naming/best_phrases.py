@@ -74,6 +74,8 @@ class NamedFeatures:
         Of the name with the direction.
     naming_score
         By which the name was chosen: as `score`, on the naming side.
+    n_naming, n_scoring
+        Images that the name was found on, and scored on; of a feature on which nothing was scored, rows drawn for that.
     """
 
     features: Ints
@@ -168,6 +170,9 @@ def name_features(
     ids, cosines = space.nearest(np.where(has_one[:, None], directions, 0), k, centred=centred)  # (n, c)
     found = {name: np.full(n, np.nan) for name in _SCORES}
     phrases = np.full((n, 1 + N_ALTERNATIVES), -1, np.int64)
+    n_naming, n_scoring = (
+        np.array([len(getattr(each, side)) for each in measured.rows], np.int64) for side in ("naming", "scoring")
+    )
     cosine, chosen_score = np.full(n, np.nan), np.full(n, np.nan)
     for line in np.flatnonzero(has_one & measured.is_tested).tolist():
         candidates, near, texts = ids[line], cosines[line], space.unit(ids[line])
@@ -175,6 +180,9 @@ def name_features(
             candidates, near = np.append(_COMBINATION, candidates), np.append(combinations.cosine[line], near)
             texts = np.concatenate((_sum(space, combinations, line), texts))
         images = _images(setting, measured, line)
+        n_naming[line], n_scoring[line] = (
+            int((~np.isnan(each[:, 0])).sum()) for each in (images.naming, images.scoring)
+        )
         naming_score = _naming_scores(texts, images, measured.effects.naming[line], space)
         # of equal scores the nearer phrase
         order = np.argsort(-naming_score, kind="stable") if rescored else np.arange(len(texts))
@@ -190,8 +198,8 @@ def name_features(
         cosine,
         chosen_score,
         **found,
-        n_naming=np.array([each.n_naming for each in measured.rows], np.int64),
-        n_scoring=np.array([each.n_scoring for each in measured.rows], np.int64),
+        n_naming=n_naming,
+        n_scoring=n_scoring,
         combinations=combinations,
     )
 

@@ -73,13 +73,14 @@ def test_every_concept_gets_its_word_and_what_never_fires_none(
 
 
 def test_scores_are_those_of_the_other_side_in_numpy(run: Path, planted: Planted, words: str) -> None:
-    options = NameOptions(vocab=words, **HERE)
+    options = NameOptions(vocab=words, scoring_rows=15, **HERE)
     name(run, options)
     found = read_name_lines(run, planted.sae.d_sae)[0]
     with open_setting(run, options) as setting:
         rows = setting.rows_of(2)
-        assert found[2].n_naming == rows.n_naming
-        assert found[2].n_scoring == rows.n_scoring
+        # images that the name was found and scored on, not all on which the feature fires
+        assert found[2].n_naming == len(rows.naming) == 20 < rows.n_naming
+        assert found[2].n_scoring == len(rows.scoring) == 15 < rows.n_scoring
         # planted: the feature fires on exactly the rows that hold its concept
         side = setting.split.is_naming(np.arange(len(planted.holds)))
         assert rows.n_naming == planted.holds[side, 2].sum()
