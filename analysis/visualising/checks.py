@@ -112,10 +112,8 @@ class Checks:
         if math.isnan(self.activation_ratio):
             return "real images", "the feature fires on no real image"
         if self.activation_ratio < LEAST_RATIO:
-            return (
-                "activation",
-                f"{self.activation_ratio:.2f} of the largest activation on a real image; {LEAST_RATIO:g} is asked",
-            )
+            shown = short_of(self.activation_ratio, LEAST_RATIO, 2)
+            return "activation", f"{shown} of the largest activation on a real image; {LEAST_RATIO:g} is asked"
         if self.rank > MOST_RANK:
             return "rank", f"{self.rank - 1:,} features are larger on it; at most {MOST_RANK - 1} may be"
         for damage, words, kept in (
@@ -124,10 +122,12 @@ class Checks:
             ("crops", "crops keep", self.retention_crop),
         ):
             if kept < LEAST_RETENTION:
-                return damage, f"{words} {kept:.2f} of the activation; {LEAST_RETENTION:g} is asked"
+                shown = short_of(kept, LEAST_RETENTION, 2)
+                return damage, f"{words} {shown} of the activation; {LEAST_RETENTION:g} is asked"
         if self.transfer_percentile < LEAST_TRANSFER:
+            shown = short_of(self.transfer_percentile, LEAST_TRANSFER, 0)
             return "transfer", (
-                f"nearer to its own top images than to those of {self.transfer_percentile:.0f} % of other features; "
+                f"nearer to its own top images than to those of {shown} % of other features; "
                 f"{LEAST_TRANSFER:g} % are asked"
             )
         return "", ""
@@ -199,6 +199,13 @@ def crops(pixels: Pixels) -> list[Pixels]:
         np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=(x, y, x + wide, y + tall)))
         for x, y in places
     ]
+
+
+def short_of(value: float, bound: float, digits: int) -> str:
+    """A value below a bound, with so many digits after the point: more where it would read as the bound."""
+    while round(value, digits) >= bound and digits < 15:
+        digits += 1
+    return f"{value:.{digits}f}"
 
 
 def percentile_among(value: float, others: Floats) -> float:

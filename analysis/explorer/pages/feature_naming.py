@@ -81,12 +81,20 @@ def _why(line: Name, asked: dict[str, float]) -> list[str]:
     """Which thresholds the best phrase misses."""
     found = []
     if line.auroc is not None and line.auroc < asked["min_auroc"]:
-        found.append(f"AUROC {number(line.auroc)}; {asked['min_auroc']:g} is asked")
+        found.append(f"AUROC {_beside(line.auroc, asked['min_auroc'])}; {asked['min_auroc']:g} is asked")
     if line.ablation_z is not None and line.ablation_z < asked["min_z"]:
-        found.append(f"ablation z {number(line.ablation_z)}; {asked['min_z']:g} is asked")
+        found.append(f"ablation z {_beside(line.ablation_z, asked['min_z'])}; {asked['min_z']:g} is asked")
     if line.q_value is not None and line.q_value > asked["fdr"]:
-        found.append(f"q {number(line.q_value)}; at most {asked['fdr']:g} is allowed")
+        found.append(f"q {_beside(line.q_value, asked['fdr'])}; at most {asked['fdr']:g} is allowed")
     return found
+
+
+def _beside(value: float, asked: float) -> str:
+    """A number as people read it, with more digits where it would read as the threshold that it misses."""
+    digits = 3
+    while digits < 15 and float(f"{value:.{digits}g}") == asked:
+        digits += 1
+    return number(value, digits)
 
 
 _RECORD = "naming/name.json"

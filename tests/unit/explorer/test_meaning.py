@@ -25,7 +25,7 @@ from thresher.analysis.explorer.pages.features import selected
 from thresher.analysis.explorer.runs import ExploredRun
 from thresher.analysis.explorer.several import Explorer
 from thresher.analysis.explorer.visualised import visualised
-from thresher.analysis.naming.names_file import Name
+from thresher.analysis.naming.names_file import Name, write_names
 from thresher.analysis.naming.options import NameOptions
 
 N = 60
@@ -87,6 +87,18 @@ def test_best_and_worst_named_come_first_and_those_without_a_score_last(run: Exp
     of_agreement = [i for i in range(0, N, 2)]
     assert ids(run, sort="agreement")[: N // 2] == of_agreement[::-1]
     assert ids(run, sort="verdict") == [*range(0, N, 10), *range(1, N, 10), *(i for i in range(N) if i % 10 > 1)]
+
+
+def test_a_number_that_misses_a_threshold_never_reads_as_the_threshold(tmp_path: Path) -> None:
+    path = make_explored_run(tmp_path, n_features=N, n_images=80).path
+    numbers = {"auroc": 0.64996, "ablation_z": 0.99961, "q_value": 0.050004}
+    write_names(path, {4: Name("striped flag", 0.7, "data", "unnamed", **numbers)})
+    found = view(ExploredRun(path), Query({"feature": 4})).naming.why
+    assert found == [
+        "AUROC 0.64996; 0.65 is asked",
+        "ablation z 0.9996; 1 is asked",
+        "q 0.050004; at most 0.05 is allowed",
+    ]
 
 
 def test_a_rejected_phrase_is_nowhere_a_name(run: ExploredRun, client: TestClient) -> None:

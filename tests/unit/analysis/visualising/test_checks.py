@@ -77,11 +77,17 @@ def test_a_dead_feature_has_nothing_to_be_held_against_and_fails():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"activation_ratio": 0.499}, "0.50 of the largest activation on a real image; 0.5 is asked"),
+        ({"activation_ratio": 0.4}, "0.40 of the largest activation on a real image; 0.5 is asked"),
+        ({"activation_ratio": 0.499}, "0.499 of the largest activation on a real image; 0.5 is asked"),
         ({"rank": 11}, "10 features are larger on it; at most 9 may be"),
         ({"retention_jpeg": 0.3}, "JPEG of quality 75 keeps 0.30 of the activation; 0.5 is asked"),
         ({"retention_blur": 0.2}, "blur keeps 0.20 of the activation; 0.5 is asked"),
         ({"retention_crop": 0.0}, "crops keep 0.00 of the activation; 0.5 is asked"),
+        ({"retention_crop": 0.49997}, "crops keep 0.49997 of the activation; 0.5 is asked"),
+        (
+            {"transfer_percentile": 74.96},
+            "nearer to its own top images than to those of 74.96 % of other features; 75 % ",
+        ),
         ({"transfer_percentile": 74.0}, "nearer to its own top images than to those of 74 % of other features; 75 % "),
         ({"rank": 11, "activation_ratio": 0.1}, "0.10 of the largest activation"),
     ],
