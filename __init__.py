@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from .analysis.evaluate import Evaluation, evaluate
     from .analysis.evaluate_options import EvaluateOptions
     from .analysis.fidelity import FidelityResult, evaluate_fidelity
+    from .analysis.naming.name import NameResult, name
+    from .analysis.naming.options import NameOptions
     from .analysis.notebook import open_run
     from .analysis.stored_statistics import StoredStatistics, open_statistics
     from .analysis.train_sae import train_sae
+    from .analysis.visualising.options import VisualiseOptions
+    from .analysis.visualising.visualise import VisualiseResult, visualise
     from .harvest.splice import splice
     from .harvest.vision import Tower, load_clip, load_tower
     from .store.format import Site
@@ -34,6 +38,8 @@ __all__ = [
     "EvaluateOptions",
     "Evaluation",
     "FidelityResult",
+    "NameOptions",
+    "NameResult",
     "Run",
     "Site",
     "SparseAutoencoder",
@@ -41,6 +47,8 @@ __all__ = [
     "Tower",
     "TrainOptions",
     "TrainResult",
+    "VisualiseOptions",
+    "VisualiseResult",
     "__version__",
     "classes",
     "evaluate",
@@ -48,11 +56,13 @@ __all__ = [
     "load_clip",
     "load_sae",
     "load_tower",
+    "name",
     "open_run",
     "open_statistics",
     "open_store",
     "splice",
     "train_sae",
+    "visualise",
 ]
 
 _NAMES_OF = {
@@ -61,9 +71,13 @@ _NAMES_OF = {
     "analysis.evaluate": ("Evaluation", "evaluate"),
     "analysis.evaluate_options": ("EvaluateOptions",),
     "analysis.fidelity": ("FidelityResult", "evaluate_fidelity"),
+    "analysis.naming.name": ("NameResult", "name"),
+    "analysis.naming.options": ("NameOptions",),
     "analysis.notebook": ("open_run",),
     "analysis.stored_statistics": ("StoredStatistics", "open_statistics"),
     "analysis.train_sae": ("train_sae",),
+    "analysis.visualising.options": ("VisualiseOptions",),
+    "analysis.visualising.visualise": ("VisualiseResult", "visualise"),
     "harvest.splice": ("splice",),
     "harvest.vision": ("Tower", "load_clip", "load_tower"),
     "store.format": ("Site",),

@@ -1,5 +1,6 @@
 """`docs/python.md`, run from its first line to its last where a quickstart has been run (a shorter one)."""
 
+import io
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import thresher
 import torch
+from PIL import Image
 from thresher.analysis.encode import encode
 from thresher.analysis.options import StatsOptions
 from thresher.analysis.stats import stats
@@ -88,7 +90,20 @@ def test_a_feature_shows_itself_with_the_same_numbers(after):
     assert list(after.seen.top_rows) == [row for row in statistics.top_row[after.strong] if row >= 0]
     assert after.seen.top_labels == after.top_labels
     assert len(after.firing_rows) == len(after.activations) == statistics.n_active[after.strong]
-    assert after.seen._repr_html_().count("data:image/webp;base64,") == 16
+    assert after.seen._repr_html_().count("data:image/webp;base64,") == 16 + 1  # the one made for it
+
+
+def test_a_name_and_pictures_made_from_python_are_those_of_the_feature(after):
+    assert after.named.n_features == after.made.n_made == 1
+    seen, status = after.seen, after.seen.naming.status
+    assert {status: 1} == {
+        key: n for key in ("named", "unnamed", "untested") if (n := getattr(after.named, f"n_{key}"))
+    }
+    assert bool(seen.name) == (status == "named")
+    assert 0 <= seen.naming.auroc <= 1
+    assert after.made.checked.n_passed == (seen.visualisation.verdict == "passed")
+    with Image.open(io.BytesIO(after.picture)) as picture:
+        assert picture.size == (96, 96)  # one and a half of the tower's 64 pixels
 
 
 def test_zero_shot_accuracy_is_between_guessing_and_the_models_own(after):

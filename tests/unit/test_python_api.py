@@ -18,11 +18,13 @@ def test_every_public_name_is_on_its_page_or_a_type():
         "Classes",
         "Evaluation",
         "FidelityResult",
+        "NameResult",
         "Run",
         "SparseAutoencoder",
         "StoredStatistics",
         "Tower",
         "TrainResult",
+        "VisualiseResult",
         "__version__",
     }
     for name in set(thresher.__all__) - types:
