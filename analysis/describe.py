@@ -14,6 +14,12 @@ from .description import Description, laid_out, table_lines
 from .store_description import describe_store, describe_unfinished
 from .sweep_results import gather
 
+_RESULTS = (
+    *("features.zarr", "stats.json", "evaluate.json", "alignment.json", "attributes.json", "classes.tsv"),
+    *("names.tsv", "visualisations", "figures", "report.html"),
+)
+"""What commands write into a run, as `info` lists it."""
+
 
 def describe(place: str | Path) -> Description:
     """Describe the store, the run or the sweep at a path, or the store at a URL.
@@ -45,7 +51,7 @@ def _describe_run(path: Path) -> Description:
     lines = _imported_lines(run) if run.is_imported else _trained_lines(run)
     if last:
         lines.append(("last logged step", ", ".join(f"{name} {_short(last[name])}" for name in last)))
-    present = [name for name in ("features.zarr", "stats.json", "figures", "report.html") if (path / name).exists()]
+    present = [name for name in _RESULTS if (path / name).exists()]
     lines.append(("results", ", ".join(present) or f"none yet: `thresher encode {path}`, then `thresher stats {path}`"))
     record = {"kind": "run", "path": str(path), "finished": run.is_finished, "last": last, **run.config}
     if (path / "stats.json").exists():

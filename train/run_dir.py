@@ -54,6 +54,7 @@ RUN_FILES = (
     "embeddings.npy",
     ".embeddings.tmp",
     "names.tsv",
+    "naming",
     "atlas.npz",
     "visualisations",
     "figures",

@@ -184,8 +184,10 @@ def name_features(
             int((~np.isnan(each[:, 0])).sum()) for each in (images.naming, images.scoring)
         )
         naming_score = _naming_scores(texts, images, measured.effects.naming[line], space)
-        # of equal scores the nearer phrase
+        # of equal scores the nearer phrase; where one says as much as several, the one
         order = np.argsort(-naming_score, kind="stable") if rescored else np.arange(len(texts))
+        if len(candidates) > k and not rescored and naming_score[0] <= naming_score[1]:
+            order[:2] = 1, 0
         order = order[: 1 + N_ALTERNATIVES]
         phrases[line, : len(order)] = candidates[order]
         cosine[line], chosen_score[line] = near[order[0]], naming_score[order[0]]

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from explored import make_explored_run
 from thresher.analysis import store_description
 from thresher.analysis.describe import describe
 from thresher.command import to_json
@@ -226,3 +227,13 @@ def test_a_store_in_a_bucket_is_described_alike(make_store):
     assert remote["sites"] == record["sites"]
     assert remote["size_bytes"] == record["size_bytes"]
     assert "pays in a bucket" in remote["codec"]["advice"]
+
+
+def test_a_run_s_results_are_those_that_are_there(tmp_path):
+    made = make_explored_run(tmp_path, n_features=24, n_images=40)
+    before = told(made.path)[0]["results"].split(", ")
+    (made.path / "visualisations").mkdir()
+    (made.path / "names.tsv").write_text("feature\tname\n")
+    after = told(made.path)[0]["results"].split(", ")
+    assert {"features.zarr", "stats.json"} <= set(before)
+    assert set(after) - set(before) == {"names.tsv", "visualisations"}

@@ -17,6 +17,7 @@ from thresher.analysis.naming.options import METHODS, NameOptions
 from thresher.analysis.naming.setting import open_setting
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError
+from thresher.train.run_dir import remove_run
 
 HERE: dict[str, Any] = {"templates": "none", "device": "cpu", "workers": 0}
 
@@ -149,6 +150,21 @@ def test_names_of_several_phrases_stand_where_one_does_not_say_it_all(run: Path,
     every = [names[f].name for f in names] + [each for f in names for each in names[f].alternatives]
     assert any(" + " in each for each in every)
     assert [names[c].status for c in range(8)] == [NAMED] * 8
+
+
+def test_a_concept_of_one_word_is_not_named_by_several(run: Path, words: str, planted: Planted) -> None:
+    name(run, NameOptions(vocab=words, **HERE, sparse_names=True))
+    names, _ = read_name_lines(run, 15)
+    called = [names[c].name for c in planted.concepts.tolist()]
+    assert sum(" + " in each for each in called) < len(called) / 2, called
+
+
+def test_a_run_that_is_replaced_leaves_no_calibration(tmp_path: Path) -> None:
+    (tmp_path / "naming").mkdir()
+    for file in ("naming/calibration.json", "names.tsv", "mine.txt"):
+        (tmp_path / file).write_text("{}")
+    remove_run(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_one_word_is_scored_for_every_feature(run: Path, tmp_path: Path) -> None:
