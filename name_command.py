@@ -75,8 +75,8 @@ def of_names(result: "NameResult", run: Path) -> str:
     """How many features are named, the best names, and where they are seen."""
     lines = [
         f"{result.path}: of {result.n_features:,} features {result.n_named:,} are named, {result.n_unnamed:,} are not "
-        f"well enough described by any of {result.n_phrases:,} phrases, {result.n_untested:,} fire on too few images. "
-        f"{result.seconds:.0f} s."
+        f"well enough described by any of {result.n_phrases:,} phrases, {result.n_untested:,} fire on too few images, "
+        f"or on all. {result.seconds:.0f} s."
     ]
     lines += [f"  {score:.2f}  feature {feature}: {phrase}" for feature, phrase, score in result.examples]
     return "\n".join([*lines, f"  thresher explore {run}    shows them beside their images"])

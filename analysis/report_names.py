@@ -29,8 +29,8 @@ def names_section(run: Run) -> Section:
     n = {status: sum(each.status == status for each in lines.values()) for status in (NAMED, UNNAMED, UNTESTED)}
     text = [
         f"{n[NAMED]:,} of {len(lines):,} features are named ({percent(n[NAMED] / len(lines))}); of {n[UNNAMED]:,} no "
-        f"phrase passed its tests, and {n[UNTESTED]:,} fire on too few images to be tested. A name is scored on images "
-        "that did not find it: the score is the mean of AUROC and of the ablation percentile, 0 to 1."
+        f"phrase passed its tests, and {n[UNTESTED]:,} fire on too few images to be tested, or on all. A name is "
+        "scored on images that did not find it: the score is the mean of AUROC and of the ablation percentile, 0 to 1."
     ]
     scored = sorted(
         ((feature, each) for feature, each in lines.items() if each.status == NAMED and each.score is not None),

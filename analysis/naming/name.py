@@ -58,7 +58,7 @@ class NameResult:
     n_unnamed: int
     """Whose best phrase is not good enough."""
     n_untested: int
-    """That fire on too few images, or have no direction."""
+    """That fire on too few images or on all, or have no direction."""
     n_phrases: int
     n_kept: int
     """Features that an earlier call, which was stopped, had named."""

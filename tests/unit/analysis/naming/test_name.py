@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from thresher.analysis.naming.measured import directions_of
 from thresher.analysis.naming.name import chosen_features, name
 from thresher.analysis.naming.names_file import COLUMNS, NAMED, UNTESTED, Name, read_name_lines, write_names
 from thresher.analysis.naming.options import METHODS, NameOptions
-from thresher.analysis.naming.setting import open_setting
+from thresher.analysis.naming.setting import NamingSetting, open_setting
+from thresher.analysis.naming.split import FeatureRows
+from thresher.name_command import of_names
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 from thresher.train.run_dir import remove_run
@@ -91,6 +94,25 @@ def test_scores_are_those_of_the_other_side_in_numpy(run: Path, planted: Planted
     a = rows.naming_values.astype(np.float64)
     expected = a @ e[rows.naming] / a.sum() - e[side].mean(axis=0)
     np.testing.assert_allclose(data, expected, atol=2e-6)
+
+
+def test_features_that_fire_on_every_image_are_untested_and_that_is_the_reason_given(
+    run: Path, planted: Planted, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_of = NamingSetting.rows_of
+
+    def everywhere(setting: NamingSetting, feature: int) -> FeatureRows:
+        found = rows_of(setting, feature)
+        return replace(found, in_pool=np.ones_like(found.in_pool))
+
+    monkeypatch.setattr(NamingSetting, "rows_of", everywhere)
+    result = name(run, NameOptions(vocab=words, **HERE))
+    assert (result.n_named, result.n_unnamed, result.n_untested) == (0, 0, planted.sae.d_sae)
+    assert f"{planted.sae.d_sae} fire on too few images, or on all. " in of_names(result, run)
+    names = read_name_lines(run, planted.sae.d_sae)[0]
+    assert {(each.status, each.score, each.auroc, each.q_value) for each in names.values()} == {
+        (UNTESTED, None, None, None)
+    }
 
 
 def test_a_killed_naming_goes_on_and_ends_as_an_unbroken_one(
