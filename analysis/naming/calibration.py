@@ -273,11 +273,11 @@ def _shuffled(own: _Named, winner: NamedBy, seed: int) -> Reference:
         drawn = [right[np.arange(len(names)), _others(len(names), generator)].mean() for _ in range(_PERMUTATIONS)]
         low, high = np.quantile(drawn, (0.025, 0.975))
         shares.append(Share(float(np.mean(drawn)), float(low), float(high), len(names)))
-    return Reference("its names, dealt out to others", *shares)
+    return Reference("the best's names, dealt to others", *shares)
 
 
 def _untrained(found: _Named | None, winner: NamedBy) -> Reference:
-    label = "it, on the untrained tower"
+    label = "the best, on the untrained tower"
     if found is None:
         return Reference(label, share_of(np.zeros(0, bool)), share_of(np.zeros(0, bool)))
     names = found.named[winner].phrases[:, 0]
