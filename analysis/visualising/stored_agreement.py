@@ -94,6 +94,7 @@ def write_agreement(
 
 def _computed(run_path: Path, clip: LoadedClip, pictures: RowPictures, reporter: Reporter) -> AgreementResult | None:
     stored = open_statistics(run_path)
+    _forget(run_path)  # what there is may be of other names and pictures
     d_sae, space = stored.statistics.d_sae, ImageSpace(pictures, stored.statistics.top_row)
     e = len(space.mean)
     of_pictures, of_images, of_names = (np.full((d_sae, e), np.nan, np.float32) for _ in range(3))
@@ -138,13 +139,19 @@ def _read_embeddings(run_path: Path, d_sae: int, e: int) -> tuple[NDArray[np.int
     return feature, embedding
 
 
-def _write(run_path: Path, found: Agreement) -> None:
-    """Replace the arrays; `agreement` goes first and comes last, so that where it is the others are its own."""
+def _forget(run_path: Path) -> None:
+    """Remove the arrays; `agreement` goes first and comes last, so that where it is the others are its own."""
     import zarr
 
     group: Any = zarr.open_group(str(run_path / STATS_ZARR), mode="r+")
     for name in reversed(ARRAYS):
         if name in group:
             del group[name]
+
+
+def _write(run_path: Path, found: Agreement) -> None:
+    import zarr
+
+    group: Any = zarr.open_group(str(run_path / STATS_ZARR), mode="r+")
     for name in ARRAYS:
         write_array(group, name, getattr(found, name))

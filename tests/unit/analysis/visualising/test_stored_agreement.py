@@ -98,8 +98,26 @@ def test_pictures_alone_are_compared_with_the_top_images_of_every_other_feature(
     assert np.flatnonzero(np.isfinite(expected)).tolist() == [1, 4]
 
 
-def test_with_neither_names_nor_pictures_nothing_is_written(planted, witnesses):
+def test_with_neither_names_nor_pictures_nothing_is_written_and_that_of_earlier_names_goes(planted, witnesses):
+    write_names(planted.path, [(0, "pink", "named")])
+    write_agreement(planted.path, *witnesses)
+    assert open_statistics(planted.path).details.has("agreement_images_name")
+    (planted.path / NAMES_TSV).unlink()
     assert write_agreement(planted.path, *witnesses) is None
+    assert not any(open_statistics(planted.path).details.has(name) for name in ARRAYS)
+
+
+def test_where_it_cannot_be_computed_anew_that_of_earlier_names_goes(planted, witnesses, monkeypatch):
+    write_names(planted.path, [(0, "pink", "named")])
+    write_agreement(planted.path, *witnesses)
+    write_names(planted.path, [(0, "blue", "named")])
+
+    def gone(*_):
+        raise OSError("the images are gone")
+
+    monkeypatch.setattr(RowPictures, "embeddings", gone)
+    assert write_agreement(planted.path, *witnesses) is None
+    assert not any(open_statistics(planted.path).details.has(name) for name in ARRAYS)
 
 
 def test_pictures_embedded_for_another_run_are_none(planted, witnesses):
