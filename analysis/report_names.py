@@ -1,6 +1,5 @@
 """The section of a report on names: the share of named features, the best and worst, how often names are right."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from .naming.names_file import NAMED, UNNAMED, UNTESTED, Name, read_name_lines
 from .report_page import Grid, NumberTable, Section
 from .report_sections import _word
 from .report_text import bracket, digits, percent
+from .whole_file import NO_SENSE, read_json
 
 SHOWN = 10
 """Best names, and worst."""
@@ -45,10 +45,12 @@ def names_section(run: Run) -> Section:
     elif scored:
         tables = [_names_table("Names, by falling score.", scored)]
     calibration = _calibration(run)
+    try:
+        tables += _calibration_tables(calibration) if calibration is not None else []
+    except NO_SENSE:
+        calibration = None
     if calibration is None:
         text.append("How often names of a score are right was not measured on this run: it has no calibration.")
-    else:
-        tables += _calibration_tables(calibration)
     return Section(**common, command=command, text=[*text, *([problem] if problem else [])], tables=tables)
 
 
@@ -78,7 +80,7 @@ def _names_table(caption: str, lines: Sequence[tuple[int, Name]]) -> Grid:
 def _calibration(run: Run) -> Mapping[str, Any] | None:
     """The calibration of the run's names; None where there is none, or it is no calibration."""
     try:
-        document = json.loads(run.path.joinpath(*_CALIBRATION).read_text())
+        document = read_json(run.path.joinpath(*_CALIBRATION))
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) and document.get("format") == _CALIBRATION_FORMAT else None

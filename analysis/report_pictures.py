@@ -11,7 +11,7 @@ from ..store.reader import ActivationStore
 from ..train.run_dir import Run
 from .naming.names_file import read_names
 from .report_figures import _written
-from .report_page import Figure, Grid, Section
+from .report_page import Figure, Grid, NumberTable, Section
 from .report_sections import _word
 from .report_text import bracket, percent
 from .stored_statistics import StoredStatistics
@@ -19,6 +19,7 @@ from .visualising.agreement import ARRAYS
 from .visualising.figures import agreement_figure, checks_figure
 from .visualising.sheet import N_FEATURES, pictures_sheet
 from .visualising.visualisations_file import Visualisation, read_checks, read_nulls, read_visualisations
+from .whole_file import NO_SENSE
 
 _Z95 = 1.96
 _SEED = 0  # of the pictures that are shown, where there are more than a sheet holds
@@ -41,8 +42,13 @@ def pictures_section(run: Run, stored: StoredStatistics, store: ActivationStore 
         why = f" {problem}" if problem else ""
         return Section(**common, absent=f"No pictures yet: `{command} --features top:16` makes some.{why}")
     document = read_checks(run.path)
+    try:
+        rules = _said_rules(document)
+        tables: list[NumberTable | Grid] = [_kinds_table(document)] if document is not None else []
+    except NO_SENSE:
+        document, rules, tables = None, _said_rules(None), []
     n_passed = sum(line.is_passed for line in lines.values())
-    text = [f"{n_passed:,} of {len(lines):,} pictures passed. {_said_rules(document)}", *([problem] if problem else [])]
+    text = [f"{n_passed:,} of {len(lines):,} pictures passed. {rules}", *([problem] if problem else [])]
     agreed = [line.seed_agreement for line in lines.values() if np.isfinite(line.seed_agreement)]
     if agreed:
         text.append(
@@ -54,7 +60,7 @@ def pictures_section(run: Run, stored: StoredStatistics, store: ActivationStore 
         **common,
         command=command,
         text=text,
-        tables=[_kinds_table(document)] if document is not None else [],
+        tables=tables,
         figures=[*figures, *_sheets(run, stored, store, lines)],
     )
 
@@ -79,7 +85,7 @@ def agreement_section(run: Run, stored: StoredStatistics) -> Section:
     ]
     if len(known):
         text.append(
-            f"Of {len(known):,} features with all three the median agreement is {np.median(known):.0f}; "
+            f"Of {len(known):,} features with all three the median agreement is {np.median(known):.3g}; "
             f"{percent(float((known >= 75).mean()))} have 75 or more, {percent(float((known < 50).mean()))} less than "
             "chance."
         )

@@ -38,6 +38,8 @@ class CalibrationOptions:
     def __post_init__(self) -> None:
         if self.calibrate is None and (self.untrained or self.key or self.group):
             raise ValueError("untrained, key and group go with calibrate")
+        if self.calibrate == "quickstart" and (self.key or self.group):
+            raise ValueError("key and group are columns of a CSV file: quickstart has its own")
         if not self.separator:
             raise ValueError("separator must not be empty")
         if not 0 < self.min_f1 <= 1:

@@ -24,9 +24,11 @@ from ...harvest.weights import EMBEDDED
 from ...progress import Reporter
 from ...store.errors import StoreError
 from ...store.files import FolderLock, write_atomically
+from ...train.run_dir import remove
 from ..folders import refuse_existing
 from ..significance import adjusted_p_values
 from ..visualising.stored_agreement import write_agreement
+from ..whole_file import read_json, read_whole
 from .best_phrases import Measured, combined_phrases, measure, name_features
 from .measured import directions_of
 from .names_file import NAMED, NAMES_TSV, UNNAMED, UNTESTED, Name, read_name_lines, write_names
@@ -152,7 +154,10 @@ def chosen_features(text: str | None, d_sae: int) -> Ints:
             raise ValueError(f"features {part.strip()!r} is no number and no range such as 100-199.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= d_sae:
-            raise ValueError(f"features {part.strip()!r}: the run has the features 0 to {d_sae - 1}.")
+            raise ValueError(
+                f"features {part.strip()!r}: the run has the features 0 to {d_sae - 1}, and a range goes from the "
+                "smaller to the larger."
+            )
         found.update(range(first, last + 1))
     return np.array(sorted(found), np.int64)
 
@@ -211,8 +216,12 @@ def _identity(setting: NamingSetting, vocabulary: Vocabulary) -> dict[str, Any]:
 def _unfinished(folder: Path, of: dict[str, Any]) -> Iterator[Path]:
     """A folder for blocks, with those of an earlier call that was the same; gone when all is written."""
     wanted = json.dumps(of).encode()
-    if folder.exists() and (not (folder / "of.json").exists() or (folder / "of.json").read_bytes() != wanted):
-        shutil.rmtree(folder)
+    try:
+        is_same = read_whole(folder / "of.json") == wanted
+    except OSError:
+        is_same = False
+    if not is_same:
+        remove(folder)
     folder.mkdir(exist_ok=True)
     write_atomically(folder / "of.json", wanted)
     yield folder
@@ -226,7 +235,7 @@ def _named(
     wanted = set(features.tolist())
     lines: dict[int, dict[str, Any]] = {}
     for path in folder.glob("block-*.json"):
-        lines |= {line["feature"]: line for line in json.loads(path.read_text()) if line["feature"] in wanted}
+        lines |= {line["feature"]: line for line in _block(path) if line["feature"] in wanted}
     missing = [feature for feature in features.tolist() if feature not in lines]
     n_kept = len(lines)
     with reporter.task("naming", len(features), "features", done=n_kept) as task:
@@ -237,6 +246,16 @@ def _named(
             write_atomically(folder / f"block-{some[0]}-{some[-1]}.json", json.dumps(found).encode())
             lines |= {line["feature"]: line for line in found}
     return lines, n_kept
+
+
+def _block(path: Path) -> list[dict[str, Any]]:
+    """The lines of a finished block; none where it is damaged, and its features are named anew."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return []
+    is_whole = isinstance(found, list) and all(isinstance(line, dict) and set(line) == _KEYS for line in found)
+    return found if is_whole else []
 
 
 def _lines(setting: NamingSetting, space: TextSpace, measured: Measured) -> Iterator[dict[str, Any]]:
@@ -277,6 +296,7 @@ _NUMBERS = (
     "n_scoring",
     "p_value",
 )
+_KEYS = {"feature", "name", "alternatives", *_NUMBERS}
 
 
 def _write(

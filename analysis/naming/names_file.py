@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...store.files import write_atomically
+from ..whole_file import read_whole
 
 NAMES_TSV = "names.tsv"
 LONGEST_NAME = 200
 MOST_ALTERNATIVES = 8
-MOST_BYTES = 256 << 20
 NAMED, UNNAMED, UNTESTED = STATUSES = ("named", "unnamed", "untested")
 _NUMBERS = (
     "score",
@@ -78,9 +78,7 @@ def read_name_lines(run_path: Path, d_sae: int) -> tuple[dict[int, Name], str | 
     """
     path = run_path / NAMES_TSV
     try:
-        if path.stat().st_size > MOST_BYTES:
-            return {}, f"{NAMES_TSV} is larger than {MOST_BYTES >> 20} MiB and is not read."
-        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+        lines = read_whole(path).decode("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return {}, None
     except OSError as error:

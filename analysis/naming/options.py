@@ -1,5 +1,6 @@
 """Options of `name`: by which directions, from which phrases, on which rows features are named."""
 
+import math
 from dataclasses import dataclass
 
 from ...options import option
@@ -92,8 +93,10 @@ class NameOptions:
         for name in ("min_auroc", "fdr"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1; got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more; got {self.seed}")
+        if not math.isfinite(self.min_z):
+            raise ValueError(f"min_z must be a finite number; got {self.min_z}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed must be 0 or more, below 2^63; got {self.seed}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0; got {self.workers}")
 

@@ -22,8 +22,10 @@ from ...harvest.vision import Tower
 from ...progress import Reporter
 from ...store.errors import StoreError
 from ...store.reader import ActivationArray, ActivationStore
+from ...train.run_dir import remove
 from ..embed import embeddings_of
 from ..evaluation_images import decoded
+from .kept_rows import are_whole, keep, kept_rows
 from .split import images_of
 from .stream import pooled_embedding
 
@@ -80,7 +82,7 @@ class RowPictures:
         whole = embeddings_of(run_path, store.fingerprint)
         self.stored = stored
         self._is_whole = whole is not None
-        self._known: Floats = np.load(whole, mmap_mode="r") if whole is not None else self._kept(run_path / "naming")
+        self._known = _whole(whole, store.n_rows) if whole is not None else self._kept(run_path / "naming")
 
     def __enter__(self) -> Self:
         return self
@@ -125,8 +127,7 @@ class RowPictures:
             return np.array(self._known[rows], np.float32)
         wanted = np.unique(rows)
         there = np.asarray(self._known[wanted])
-        # a new file is all zeros, and of a write that a kill cut short a row is whole or not of norm 1
-        missing = wanted[~(np.isnan(there[:, 0]) | (np.abs(np.linalg.norm(there, axis=1) - 1) < 1e-3))]
+        missing = wanted[~(np.isnan(there).all(axis=1) | are_whole(there))]
         if len(missing):
             self._embed(missing)
         return np.array(self._known[rows], np.float32)
@@ -145,13 +146,13 @@ class RowPictures:
             positions = self.store.positions_of(rows)
             readable = positions >= 0
             found[readable] = self._of_stored(self.stored, positions[readable])
-            self._known[rows] = found
+            keep(self._known, rows, found)
             return
         with self._reporter.task("embedding images", len(rows), "images") as task:
             for places, pixels in self.pixels(rows):
                 found[places] = embed_images(self.tower, self.tower.normalise(pixels)).cpu().numpy()
                 task.advance(len(places))
-        self._known[rows] = found
+        keep(self._known, rows, found)
 
     def _of_stored(self, stored: ActivationArray, positions: Ints) -> Floats:
         vectors = np.empty((len(positions), stored.d_in), stored.stored_dtype)
@@ -166,8 +167,19 @@ class RowPictures:
         path = folder / f"images-{hashlib.sha256(of.encode()).hexdigest()[:16]}.npy"
         shape = (self.store.n_rows, int(self.tower.visual.output_dim))  # type: ignore[arg-type]
         folder.mkdir(exist_ok=True)
-        if not path.exists():
-            temporary = path.with_name(f".{path.name}.tmp")
+        found = kept_rows(path, self.store.n_rows, "r+")
+        if found is None:
+            remove(path)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the run is not locked yet
             np.lib.format.open_memmap(temporary, "w+", np.float32, shape).flush()
             os.replace(temporary, path)
-        return np.lib.format.open_memmap(path, "r+")
+            found = np.lib.format.open_memmap(path, "r+")
+        return found
+
+
+def _whole(path: Path, n_rows: int) -> Floats:
+    """The embeddings that `embed` made of all rows."""
+    found = kept_rows(path, n_rows, "r")
+    if found is None:
+        raise StoreError(f"{path} is damaged: make it again with `thresher embed --overwrite`.")
+    return found

@@ -9,7 +9,7 @@ Shapes: V phrases, R random phrases, n directions, e the length of an embedding.
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from torch.nn.functional import normalize
 from ...harvest.captions import CAPTION, embed_captions
 from ...harvest.vision import LoadedClip, weights_sha256
 from ...progress import Reporter
+from ...train.run_dir import remove
+from .kept_rows import are_whole, keep, kept_rows
 from .vocabulary import Vocabulary, nouns
 
 N_RANDOM = 1000
@@ -198,9 +200,11 @@ def _embedded(
 ) -> Floats:
     """`(V, e)` unit embeddings, of a file that is there or is made."""
     path = folder / f"texts-{hashlib.sha256(f'{key} {sha256}'.encode()).hexdigest()[:16]}.npy"
-    if not path.exists():
+    found = kept_rows(path, len(phrases), "r")
+    if found is None or not are_whole(found).all():
+        remove(path)
         _embed(path, clip, phrases, templates, device, reporter)
-    found: Floats = np.load(path, mmap_mode="r")
+        found = np.load(path, mmap_mode="r")
     return found
 
 
@@ -208,12 +212,12 @@ def _embed(
     path: Path, clip: LoadedClip, phrases: Sequence[str], templates: str, device: torch.device | str, reporter: Reporter
 ) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    if not temporary.exists():
+    raw = kept_rows(temporary, len(phrases), "r+")
+    if raw is None:
         e = embed_captions(clip, ["a"], device).shape[1]
-        np.lib.format.open_memmap(temporary, "w+", np.float32, (len(phrases), e)).flush()
-    raw = np.lib.format.open_memmap(temporary, "r+")
-    # a new file is all zeros, and of a block that a kill cut short a row is whole or not of norm 1
-    missing = np.flatnonzero(np.abs(np.concatenate([*_norms(raw)]) - 1) > 1e-3)
+        remove(temporary)
+        raw = np.lib.format.open_memmap(temporary, "w+", np.float32, (len(phrases), e))
+    missing = np.flatnonzero(~are_whole(raw))
     each = max(1, _CAPTIONS_AT_ONCE // len(filled(["a"], templates)))
     with reporter.task("embedding phrases", len(phrases), "phrases", done=len(phrases) - len(missing)) as task:
         for start in range(0, len(missing), each):
@@ -222,16 +226,10 @@ def _embed(
             of_each = embed_captions(clip, captions, device).view(
                 len(some), -1, raw.shape[1]
             )  # (phrases, templates, e)
-            raw[some] = normalize(of_each.sum(dim=1), dim=-1).numpy()
+            keep(raw, some, normalize(of_each.sum(dim=1), dim=-1).numpy())
             task.advance(len(some))
-    raw.flush()
     del raw
     os.replace(temporary, path)
-
-
-def _norms(raw: Floats) -> Iterator[Floats]:
-    for start in range(0, len(raw), _PHRASES_AT_ONCE):
-        yield np.linalg.norm(raw[start : start + _PHRASES_AT_ONCE], axis=1)
 
 
 def _mean(raw: Floats) -> Floats:

@@ -52,7 +52,7 @@ class Making:
         """Height and width of pictures, in the proportions of what the tower sees; `ValueError` of a useless canvas."""
         height, width = self.probed.probe.input_size
         shorter = min(height, width)
-        canvas = self.options.canvas or round(CANVAS * shorter)
+        canvas = round(CANVAS * shorter) if self.options.canvas is None else self.options.canvas
         if not shorter <= canvas <= 16 * shorter:
             raise ValueError(
                 f"--canvas is {canvas}; the tower sees {shorter} pixels: give {shorter} to {16 * shorter}."

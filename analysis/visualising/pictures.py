@@ -6,6 +6,7 @@ record: a feature that the record has is done.
 
 import io
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from PIL import Image
 
 from ...store.errors import DamagedStoreError
 from ...store.files import write_all_atomically, write_atomically
+from ..whole_file import NO_SENSE, read_json, read_whole
+from .visualisations_file import VISUALISATIONS_TSV
 
 PICTURES_JSON = "pictures.json"
 QUALITY = 95
@@ -63,11 +66,15 @@ def as_webp(pixels: NDArray[np.uint8]) -> bytes:
 def read_picture(path: Path) -> Image.Image:
     """A picture in RGB; `DamagedStoreError` where it is gone or cannot be read."""
     try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(read_whole(path)), formats=("WEBP",)) as opened:
+                return opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        why = getattr(error, "strerror", None) or "it is no whole WebP file"
         raise DamagedStoreError(
-            f"{path} cannot be read as a picture ({error}): make it again with `thresher visualise --overwrite`."
+            f"{path} cannot be read as a picture ({why}): make it again with `thresher visualise --features "
+            f"{path.stem.partition('-')[0]} --overwrite`."
         ) from error
 
 
@@ -78,19 +85,27 @@ def write_made(folder: Path, made: Iterable[MadePicture]) -> None:
 
 
 def read_made(folder: Path) -> dict[int, MadePicture]:
-    """What has been made, by feature; `DamagedStoreError` where the record is no record."""
+    """What has been made, by feature; `DamagedStoreError` where the record is no record, or lost."""
     path = folder / PICTURES_JSON
     try:
-        document: dict[str, dict[str, Any]] = json.loads(path.read_bytes())
-        return {
-            int(feature): MadePicture(
-                **{**each, "activations": {int(seed): float(a) for seed, a in each["activations"].items()}}
-            )
-            for feature, each in document.items()
-        }
+        document: dict[str, dict[str, Any]] = read_json(path)
+        return {int(feature): _made(int(feature), each) for feature, each in document.items()}
     except FileNotFoundError:
+        if (folder / VISUALISATIONS_TSV).exists():  # which is written after the record
+            raise DamagedStoreError(
+                f"{path} is gone: make the pictures again with `thresher visualise --overwrite`."
+            ) from None
         return {}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except NO_SENSE as error:
         raise DamagedStoreError(
             f"{path} is damaged ({error}): make the pictures again with `thresher visualise --overwrite`."
         ) from error
+
+
+def _made(feature: int, said: Mapping[str, Any]) -> MadePicture:
+    """A feature's part of the record; `ValueError` and the like where it makes no sense."""
+    activations = {int(seed): float(activation) for seed, activation in said["activations"].items()}
+    found = MadePicture(**{**said, "activations": activations})
+    if found.feature != feature or found.seed not in activations or not isinstance(found.parametrisation, str):
+        raise ValueError(f"what it says of feature {feature} makes no sense")
+    return found

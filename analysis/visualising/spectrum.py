@@ -22,6 +22,7 @@ from ...store.errors import StoreError
 from ...store.files import write_atomically
 from ...store.reader import ActivationStore
 from ..evaluation_images import decoded
+from ..whole_file import npy_header, read_json, read_whole
 from .parametrise import Colours, total_variation
 
 SPECTRUM_NPY, SPECTRUM_JSON = "spectrum.npy", "spectrum.json"
@@ -160,16 +161,19 @@ def _logits(batches: Any) -> Iterator[torch.Tensor]:
 def _read(folder: Path, of: dict[str, Any]) -> ImageSpectrum | None:
     """What is cached, where it is of the same images at the same size."""
     try:
-        record = json.loads((folder / SPECTRUM_JSON).read_text())
+        record = read_json(folder / SPECTRUM_JSON)
         if any(record[name] != value for name, value in of.items()):
             return None
         height, width = of["size"]
-        magnitude = np.load(folder / SPECTRUM_NPY, allow_pickle=False)
+        shape = 3, height, width // 2 + 1
+        data, header = read_whole(folder / SPECTRUM_NPY, 1 << 32), npy_header(shape)
         mean, mixing = (np.array(record[name], np.float32) for name in ("mean", "mixing"))
-        if magnitude.shape != (3, height, width // 2 + 1) or mean.shape != (3,) or mixing.shape != (3, 3):
+        if not data.startswith(header) or mean.shape != (3,) or mixing.shape != (3, 3):
             return None
-        return ImageSpectrum(
-            magnitude.astype(np.float32), Colours(mean, mixing), int(record["n_images"]), float(record["variation"])
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or damaged: it is made anew
+        magnitude = np.frombuffer(data, np.float32, offset=len(header)).reshape(shape).copy()
+        variation = float(record["variation"])
+        if not all(np.isfinite(each).all() for each in (magnitude, mean, mixing, variation)):
+            return None
+        return ImageSpectrum(magnitude, Colours(mean, mixing), int(record["n_images"]), variation)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # not there, or damaged: made anew
         return None

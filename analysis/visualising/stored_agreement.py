@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from ...harvest.vision import LoadedClip
 from ...progress import Reporter
@@ -24,6 +24,7 @@ from ..naming.pictures import RowPictures
 from ..naming.text_space import load_text_space
 from ..naming.vocabulary import Vocabulary
 from ..stored_statistics import STATS_ZARR, open_statistics
+from ..whole_file import read_whole
 from .agreement import ARRAYS, MOST_OTHERS, Agreement, agreement
 from .image_space import ImageSpace
 from .visualisations_file import FOLDER
@@ -53,7 +54,7 @@ class AgreementResult:
                 f"picture, {self.n_names:,} a name)"
             )
         return (
-            f"agreement of picture, top images and name: median percentile {self.median:.0f} over "
+            f"agreement of picture, top images and name: median percentile {self.median:.3g} over "
             f"{self.n_features:,} features that have all three (chance 50)"
         )
 
@@ -130,11 +131,14 @@ def _read_embeddings(run_path: Path, d_sae: int, e: int) -> tuple[NDArray[np.int
     """Features with pictures and the embeddings of those; none where the file is not there or not of this run."""
     none = np.empty(0, np.int64), np.empty((0, e), np.float32)
     try:
-        found = load_file(run_path / FOLDER / EMBEDDINGS)
+        found = load(read_whole(run_path / FOLDER / EMBEDDINGS, 1 << 32))
         feature, embedding = found["feature"], found["embedding"]
-    except (FileNotFoundError, SafetensorError, KeyError):
+    except (OSError, SafetensorError, KeyError):
         return none
-    if embedding.shape != (len(feature), e) or (len(feature) and not 0 <= feature.min() <= feature.max() < d_sae):
+    is_of = feature.ndim == 1 and feature.dtype == np.int64 and embedding.dtype == np.float32
+    if not is_of or embedding.shape != (len(feature), e) or not np.isfinite(embedding).all():
+        return none
+    if len(feature) and not 0 <= feature.min() <= feature.max() < d_sae:
         return none
     return feature, embedding
 

@@ -6,7 +6,6 @@ of each kind that passes, its medians and the rules. People edit such files, and
 makes no sense is left out, and counted.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from typing import Any
 
 from ...store.files import write_atomically
 from ..naming.names_file import printable
+from ..whole_file import read_json, read_whole
 from .checks import Checks
 
 FOLDER = "visualisations"
@@ -28,7 +28,6 @@ COLUMNS = (
 )
 _CHECKS = tuple(field.name for field in fields(Checks))
 _COUNTS = ("rank", "l0")
-_MOST_BYTES = 256 << 20
 _LONGEST_WORDS = 300
 
 
@@ -85,9 +84,7 @@ def read_visualisations(run_path: Path, d_sae: int) -> tuple[dict[int, Visualisa
     """
     path = run_path / FOLDER / VISUALISATIONS_TSV
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            return {}, f"{VISUALISATIONS_TSV} is larger than {_MOST_BYTES >> 20} MiB and is not read."
-        lines = path.read_bytes().decode("utf-8", "replace").split("\n")
+        lines = read_whole(path).decode("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return {}, None
     except OSError as error:
@@ -113,7 +110,7 @@ def read_visualisations(run_path: Path, d_sae: int) -> tuple[dict[int, Visualisa
 def read_checks(run_path: Path) -> dict[str, Any] | None:
     """The document of `checks.json`; None where there is none, or it is damaged."""
     try:
-        document = json.loads((run_path / FOLDER / CHECKS_JSON).read_text())
+        document = read_json(run_path / FOLDER / CHECKS_JSON)
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) and document.get("format") == CHECKS_FORMAT else None
@@ -122,10 +119,10 @@ def read_checks(run_path: Path) -> dict[str, Any] | None:
 def read_nulls(run_path: Path) -> dict[str, list[dict[str, float]]]:
     """Numbers of the lines of `nulls.tsv` by kind and column, NaN undefined; lines that make no sense are left out."""
     try:
-        lines = (run_path / FOLDER / NULLS_TSV).read_text(errors="replace").splitlines()
+        lines = read_whole(run_path / FOLDER / NULLS_TSV).decode("utf-8", "replace").split("\n")
     except OSError:
         return {}
-    header = lines[0].split("\t") if lines else []
+    header = lines[0].split("\t")
     found: dict[str, list[dict[str, float]]] = {}
     for line in lines[1:]:
         cells = dict(zip(header, line.split("\t"), strict=False))

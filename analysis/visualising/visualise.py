@@ -5,6 +5,7 @@ last seed is optimised.
 """
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,21 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from ...progress import Reporter
-from ...store.errors import StoreError
+from ...store.errors import DamagedStoreError, StoreError
 from ...store.files import FolderLock, write_atomically
 from ...train.run_dir import remove
+from ..whole_file import read_json
 from .chosen import chosen_features
 from .making import Making
 from .options import VisualiseOptions
-from .pictures import MadePicture, read_made
+from .pictures import PICTURES_JSON, MadePicture, read_made
 from .probe import open_probe
-from .spectrum import SPECTRUM_JSON, SPECTRUM_NPY
+from .stored_agreement import EMBEDDINGS
 from .table import CheckedPictures, write_table
+from .visualisations_file import CHECKS_JSON, NULLS_TSV, VISUALISATIONS_TSV
 
 OPTIONS_JSON = "options.json"
 FORMAT = "thresher-visualisations"
 _FREE = ("features", "images", "device", "batch_size", "workers", "overwrite")
 """Options that do not change a picture."""
+_OURS = re.compile(
+    r"\.?\d+(-\d+)?\.webp(\.tmp)?|"
+    + "|".join(map(re.escape, (OPTIONS_JSON, PICTURES_JSON, VISUALISATIONS_TSV, NULLS_TSV, CHECKS_JSON, EMBEDDINGS)))
+)
+"""What follows from the options in the folder of pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +79,7 @@ def visualise(
         reporter.warn(f"{len(asked) - len(wanted):,} features are left out: they fire on no image to begin with.")
     identity = _identity(making)
     with closing(FolderLock(probed.path)):
-        made = _settled(making.folder, identity, wanted, overwrite=options.overwrite)
+        made = _settled(making.folder, identity, wanted, probed.probe.n_features, overwrite=options.overwrite)
         missing = [feature for feature in wanted if feature not in made]
         spectrum, started = making.spectrum, time.monotonic()
         if missing:
@@ -113,13 +121,18 @@ def _identity(making: Making) -> dict[str, Any]:
 
 
 def _settled(
-    folder: Path, identity: dict[str, Any], wanted: Sequence[int], *, overwrite: bool
+    folder: Path, identity: dict[str, Any], wanted: Sequence[int], n_features: int, *, overwrite: bool
 ) -> dict[int, MadePicture]:
     """What was made by the same options; `StoreError` where it was by others, unless those go."""
     folder.mkdir(exist_ok=True)
     path = folder / OPTIONS_JSON
     try:
         made = read_made(folder)
+        if made and max(made) >= n_features:
+            raise DamagedStoreError(
+                f"{folder / PICTURES_JSON} names feature {max(made)}, and the run has 0 to {n_features - 1:,}: make "
+                "the pictures again with --overwrite."
+            )
         if made and (other := _difference(path, identity)):
             raise StoreError(f"the pictures in {folder} were made with {other}: give that, or --overwrite them all.")
     except StoreError:
@@ -128,7 +141,7 @@ def _settled(
         made = {}
     if not made:
         for each in folder.iterdir():
-            if each.name not in (SPECTRUM_NPY, SPECTRUM_JSON):
+            if _OURS.fullmatch(each.name):
                 remove(each)
     write_atomically(path, json.dumps(identity, indent=1).encode() + b"\n")
     return {feature: each for feature, each in made.items() if not (overwrite and feature in wanted)}
@@ -137,8 +150,8 @@ def _settled(
 def _difference(path: Path, identity: dict[str, Any]) -> str | None:
     """The first option by which other pictures were made, in words; None where there is none."""
     try:
-        found = dict(json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        found = dict(read_json(path))
+    except (OSError, ValueError, TypeError):
         return f"options that {OPTIONS_JSON} does not tell any more"
     for name, value in identity.items():
         if found.get(name) != value:

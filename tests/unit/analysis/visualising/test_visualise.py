@@ -154,6 +154,28 @@ def test_a_damaged_record_is_said_and_overwritten(made_path, name):
     assert visualise(made_path, replace(OPTIONS, overwrite=True)).n_made == 1
 
 
+def test_a_lost_record_costs_no_pictures_and_overwriting_leaves_what_is_not_ours(made_path):
+    folder = made_path / "visualisations"
+    (folder / "notes.txt").write_text("mine")
+    (folder / "pictures.json").unlink()
+    before = pictures(made_path)
+    with pytest.raises(StoreError, match=r"pictures\.json is gone.*--overwrite"):
+        visualise(made_path, OPTIONS)
+    assert pictures(made_path) == before
+    assert visualise(made_path, replace(OPTIONS, overwrite=True)).n_made == 1
+    assert "13.webp" in before
+    assert "13.webp" not in pictures(made_path)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_record_of_a_feature_that_the_run_has_not_is_damaged(made_path):
+    path = made_path / "visualisations" / "pictures.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "15": {**record["0"], "feature": 15}}))
+    with pytest.raises(DamagedStoreError, match="names feature 15, and the run has 0 to 14"):
+        visualise(made_path, OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("features", "says"),
     [
@@ -232,6 +254,8 @@ def test_without_images_the_spectrum_is_missed_in_one_line(planted, run_path):
 def test_a_canvas_smaller_than_what_the_tower_sees_is_refused_and_a_larger_one_taken(run_path):
     with pytest.raises(ValueError, match="--canvas is 31; the tower sees 32"):
         visualise(run_path, replace(OPTIONS, canvas=31))
+    with pytest.raises(ValueError, match="--canvas is 0"):
+        visualise(run_path, replace(OPTIONS, canvas=0))
     visualise(run_path, replace(OPTIONS, canvas=37, steps=1, seeds=1))
     with Image.open(run_path / "visualisations" / "0.webp") as image:
         assert image.size == (37, 37)
