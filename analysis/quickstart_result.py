@@ -129,8 +129,10 @@ def _places(result: QuickstartResult) -> str:
 
 
 def _next(result: QuickstartResult) -> str:
-    browse = ["Browse its features", f"  thresher explore {result.run_path}"]
-    return "\n".join([*browse, "", "Next, on your own pictures", *(f"  {command}" for command in result.next_commands)])
+    its = [f"  thresher {command} {result.run_path}" for command in ("explore", "name", "visualise")]
+    own = [f"  {command}" for command in result.next_commands]
+    heads = "Browse its features, name them, make pictures of them", "Next, on your own pictures"
+    return "\n".join([heads[0], *its, "", heads[1], *own])
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

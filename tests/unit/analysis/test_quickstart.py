@@ -104,7 +104,7 @@ def test_the_text_has_every_number_of_the_table_aligned_and_the_next_commands(ma
             str(counts.precision_at_least_09),
         ]
     assert str(made.figures[0]) in text
-    for command in made.next_commands:
+    for command in (*made.next_commands, *(f"thresher {each} {made.run_path}" for each in ("explore", "name"))):
         assert command in text
     json.dumps(asdict(made), default=str)
 
