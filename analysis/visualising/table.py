@@ -61,7 +61,7 @@ class Kind:
     """Pictures, each with a feature that it was judged for."""
     n_passed: int
     medians: dict[str, float | None]
-    """By column; None where all are undefined."""
+    """By column; None where most are undefined."""
     why_failed: dict[str, int]
     """How many broke each rule first."""
 
@@ -274,8 +274,9 @@ def _value(line: Visualisation, column: str) -> float:
 
 
 def _median(values: NDArray[np.float64]) -> float | None:
+    """Of the defined values; None where they are fewer than half, and would stand for the others beside them."""
     known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else None
+    return float(np.median(known)) if 2 * len(known) >= len(values) > 0 else None
 
 
 def _or_none(value: float | None) -> str:

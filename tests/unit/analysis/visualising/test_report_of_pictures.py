@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -88,6 +90,16 @@ def pictured(run):
     document["kinds"] = [{**vars(kind), "words": "some words"} for kind in kinds]
     (folder / "checks.json").write_text(json.dumps(document))
     return run
+
+
+def test_a_median_of_a_few_defined_values_stands_for_no_kind():
+    silent = line(1, passed=False, ratio=0.0, rank=17, picture="")
+    silent = replace(silent, checks=replace(silent.checks, retention_jpeg=math.nan))
+    (most,) = summarise([("noise", silent), ("noise", silent), ("noise", line(2))])
+    assert most.medians["retention_jpeg"] is None  # one of three
+    assert most.medians["rank"] == 17
+    (half,) = summarise([("noise", silent), ("noise", line(2))])
+    assert half.medians["retention_jpeg"] == line(2).checks.retention_jpeg
 
 
 def html_of(section):
@@ -196,7 +208,7 @@ def test_agreement_is_told_with_its_median_and_shares(pictured):
     values[:8] = [10, 40, 76, 77, 80, 90, 95, 100]
     section = agreement_section(pictured, stored(**dict.fromkeys(ARRAYS, values)))
     assert section.text[1] == (
-        "Of 8 features with all three the median agreement is 78; 75.0 % have 75 or more, 25.0 % less than chance."
+        "Of 8 features with all three the median agreement is 78.5; 75.0 % have 75 or more, 25.0 % less than chance."
     )
     assert section.figures[0].path.name == "agreement.png"
     assert "all three 78" in section.figures[0].alt
