@@ -16,6 +16,7 @@ One zarr v3 group that any zarr reader opens. N physical rows of the activation 
     sections/...       float64 sums over runs of rows, one set a split (see `quality.py`)
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -358,3 +359,12 @@ def read_entries(group: Any, info: FeaturesInfo) -> Iterator[tuple[int, Array, A
         indptr = indptr_array[first : min(first + step, info.n_rows) + 1].astype(np.int64)
         entries = slice(int(indptr[0]), int(indptr[-1]))
         yield first, indptr - indptr[0], index_array[entries], value_array[entries]
+
+
+def refuse_other_weights(run_path: Path, features: FeatureActivations) -> None:
+    """Raise `StoreError` where a run's SAE is not the one that its features were encoded by."""
+    weights = hashlib.sha256((run_path / "sae.safetensors").read_bytes()).hexdigest()
+    if weights != features.info.sae_sha256:
+        raise StoreError(
+            f"{features.path} was encoded by other weights than {run_path} holds: run `thresher encode --overwrite`."
+        )

@@ -3,7 +3,6 @@
 Shapes: n features, P rows of the pool, e the length of an embedding, d the width of the tower's stream.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from ...store.format import Site
 from ...store.reader import ActivationStore, open_store
 from ...train.models import SparseAutoencoder
 from ...train.run_dir import Run, open_run
-from ..features import FeatureActivations, open_features
+from ..features import FeatureActivations, open_features, refuse_other_weights
 from .directions import mean_stream
 from .effects import needs_images
 from .options import NameOptions
@@ -133,11 +132,7 @@ def open_setting(
     """
     run, features = open_run(run_path), open_features(run_path)
     info = features.info
-    weights = hashlib.sha256((run_path / "sae.safetensors").read_bytes()).hexdigest()
-    if weights != info.sae_sha256:
-        raise StoreError(
-            f"{features.path} was encoded by other weights than {run_path} holds: run `thresher encode --overwrite`."
-        )
+    refuse_other_weights(run_path, features)
     store = open_store(options.store or info.store, n_parts=info.n_store_parts)
     if store.fingerprint != info.store_fingerprint:
         raise StoreError(f"{store.url} holds other rows than were encoded: encode again with --overwrite.")

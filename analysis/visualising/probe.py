@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from ...harvest.rewrite import load_recorded_clip, recorded_tower
-from ...harvest.sites import capture, vector_width
+from ...harvest.sites import capture
 from ...harvest.vision import LoadedClip, Tower
 from ...store.errors import StoreError
 from ...store.format import Site
 from ...store.reader import ActivationStore, open_store
 from ...train.models import SparseAutoencoder
 from ...train.run_dir import open_run
-from ..features import open_features
+from ..features import open_features, refuse_other_weights
 from ..stored_statistics import are_of, open_statistics
 
 if TYPE_CHECKING:
@@ -206,7 +206,9 @@ def open_probe(run_path: Path | str, device: str = "auto", *, batch_size: int = 
         As `load_recorded_clip` raises them.
     """
     path = Path(run_path)
-    run, info, stored = open_run(path), open_features(path).info, open_statistics(path)
+    run, features, stored = open_run(path), open_features(path), open_statistics(path)
+    info = features.info
+    refuse_other_weights(path, features)
     if not are_of(stored, info):
         raise StoreError(f"the statistics of {path} are of other features: run `thresher stats {path} --overwrite`.")
     store = open_store(info.store, n_parts=info.n_store_parts)
@@ -215,11 +217,6 @@ def open_probe(run_path: Path | str, device: str = "auto", *, batch_size: int = 
     clip = load_recorded_clip(store.provenance)
     tower = recorded_tower(clip, store.provenance, device)
     sae, site = run.load_sae(tower.device), Site.parse(info.site)
-    if sae.d_sae != info.d_sae or sae.d_in != vector_width(tower, site):
-        raise StoreError(
-            f"the SAE of {path} reads vectors of {sae.d_in} and has {sae.d_sae:,} features; the tower's vectors at "
-            f"{site} have {vector_width(tower, site)}, and {info.d_sae:,} features were encoded: encode again."
-        )
     largest = np.nan_to_num(stored.statistics.max.astype(np.float32))
     probe = FeatureProbe(
         tower, _differentiable(tower, clip), sae.to(dtype=torch.float32), site, largest, batch_size, pooling

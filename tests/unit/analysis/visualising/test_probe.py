@@ -138,5 +138,5 @@ def test_a_run_that_is_not_whole_is_refused_in_one_line(run_path, tmp_path):
 def test_another_sae_than_was_encoded_is_refused(planted, run_path):
     sae = planted.sae
     ReluSae(sae.encoder[:9], sae.b_enc[:9], sae.decoder[:9], sae.b_dec).save(run_path / "sae.safetensors")
-    with pytest.raises(StoreError, match="encode again"):
+    with pytest.raises(StoreError, match="encoded by other weights"):
         open_probe(run_path, "cpu")

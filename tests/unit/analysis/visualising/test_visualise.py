@@ -168,6 +168,14 @@ def test_a_lost_record_costs_no_pictures_and_overwriting_leaves_what_is_not_ours
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_other_weights_than_encoded_the_run_are_refused(made_path):
+    path = made_path / "sae.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(StoreError, match=r"was encoded by other weights than .* holds"):
+        visualise(made_path, OPTIONS)
+
+
 def test_a_record_of_a_feature_that_the_run_has_not_is_damaged(made_path):
     path = made_path / "visualisations" / "pictures.json"
     record = json.loads(path.read_text())
