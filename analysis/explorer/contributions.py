@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...store.errors import StoreError
 from .page import BadQuery, Unavailable
-from .phrases import stream_site
+from .phrases import last_norm, stream_site
 from .runs import ExploredRun
 from .tower import ClassTexts
 
@@ -88,14 +88,12 @@ def gradient(visual: Any, x: "Tensor", direction: "Tensor") -> "Tensor":
     Raises
     ------
     Unavailable
-        When the tower pools its tokens by attention, so that no vector alone becomes an embedding.
+        As `last_norm`.
     """
     import torch
     from torch.nn import functional
 
-    if getattr(visual, "attn_pool", None) is not None or not hasattr(visual, "ln_post"):
-        raise Unavailable("This tower pools all its tokens by attention: no vector alone has a place in CLIP's space.")
-    norm = visual.ln_post
+    norm = last_norm(visual)
     with torch.inference_mode(False), torch.enable_grad():
         start = x.detach().clone().float().requires_grad_()
         weight, bias = (None if each is None else each.detach().float() for each in (norm.weight, norm.bias))

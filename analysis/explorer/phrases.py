@@ -10,7 +10,7 @@ Shapes: n shown features, m of a feature's rows, d the length of a stored vector
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -185,6 +185,19 @@ def _mean_embeddings(run: ExploredRun, site: Site, visual: "nn.Module") -> Float
     return np.concatenate(means) if means else np.zeros((0, 1), np.float32)
 
 
+def last_norm(visual: "nn.Module") -> Any:
+    """The layer norm behind a tower's last block, which with its projection turns one vector into an embedding.
+
+    Raises
+    ------
+    Unavailable
+        When the tower pools its tokens by attention, so that no vector alone becomes an embedding.
+    """
+    if getattr(visual, "attn_pool", None) is not None or not hasattr(visual, "ln_post"):
+        raise Unavailable("This tower pools all its tokens by attention: no vector alone has a place in CLIP's space.")
+    return visual.ln_post
+
+
 def embed_vectors(visual: "nn.Module", vectors: "Tensor") -> Floats:
     """Unit embeddings `(n, e)` of `(n, d)` vectors of the stream by the tower's last layer norm and projection.
 
@@ -194,17 +207,15 @@ def embed_vectors(visual: "nn.Module", vectors: "Tensor") -> Floats:
     Raises
     ------
     Unavailable
-        When the tower pools its tokens by attention, so that no vector alone becomes an embedding.
+        As `last_norm`.
     """
     import torch
     from torch.nn.functional import normalize
 
-    if getattr(visual, "attn_pool", None) is not None or not hasattr(visual, "ln_post"):
-        raise Unavailable("This tower pools all its tokens by attention: no vector alone has a place in CLIP's space.")
-    norm = visual.ln_post
+    norm = last_norm(visual)
     with torch.inference_mode():
         device = next(visual.parameters()).device
-        stream = norm(vectors.to(device, torch.float32))  # type: ignore[operator]
+        stream = norm(vectors.to(device, torch.float32))
         projection = visual.proj
         embedded = stream if projection is None else stream @ projection.float()
         found: Floats = normalize(embedded, dim=-1).cpu().numpy()

@@ -31,7 +31,7 @@ from ..visualising.stored_agreement import write_agreement
 from ..whole_file import read_json, read_whole
 from .best_phrases import Measured, combined_phrases, measure, name_features
 from .measured import directions_of
-from .names_file import NAMED, NAMES_TSV, UNNAMED, UNTESTED, Name, read_name_lines, write_names
+from .names_file import NAMED, NAMES_TSV, NUMBERS, UNNAMED, UNTESTED, Name, read_name_lines, write_names
 from .options import UNCENTRED, NameOptions
 from .scores import statuses
 from .setting import NamingSetting, open_setting
@@ -285,17 +285,7 @@ def _lines(setting: NamingSetting, space: TextSpace, measured: Measured) -> Iter
         }
 
 
-_NUMBERS = (
-    "score",
-    "auroc",
-    "balanced_accuracy",
-    "ablation_z",
-    "ablation_percentile",
-    "sufficiency_z",
-    "n_naming",
-    "n_scoring",
-    "p_value",
-)
+_NUMBERS = tuple(key for key in NUMBERS if key != "q_value")  # which is over all features, and known at the end
 _KEYS = {"feature", "name", "alternatives", *_NUMBERS}
 
 

@@ -17,7 +17,7 @@ NAMES_TSV = "names.tsv"
 LONGEST_NAME = 200
 MOST_ALTERNATIVES = 8
 NAMED, UNNAMED, UNTESTED = STATUSES = ("named", "unnamed", "untested")
-_NUMBERS = (
+NUMBERS = (
     "score",
     "auroc",
     "balanced_accuracy",
@@ -29,7 +29,7 @@ _NUMBERS = (
     "p_value",
     "q_value",
 )
-COLUMNS = ("feature", "name", "score", "method", "status", *_NUMBERS[1:], "alternatives")
+COLUMNS = ("feature", "name", "score", "method", "status", *NUMBERS[1:], "alternatives")
 """As `write_names` orders them."""
 
 
@@ -88,7 +88,7 @@ def read_name_lines(run_path: Path, d_sae: int) -> tuple[dict[int, Name], str | 
         return {}, f"{NAMES_TSV} is not read: its first line must name the columns feature and name, parted by a tab."
     place = {
         column: header.index(column)
-        for column in ("feature", "name", "method", "status", "alternatives", *_NUMBERS)
+        for column in ("feature", "name", "method", "status", "alternatives", *NUMBERS)
         if column in header
     }
     found: dict[int, Name] = {}
@@ -110,7 +110,7 @@ def read_name_lines(run_path: Path, d_sae: int) -> tuple[dict[int, Name], str | 
                 method=_short(values.get("method", "")),
                 status=status,
                 alternatives=tuple(filter(None, map(_short, others)))[:MOST_ALTERNATIVES],
-                **{column: _number(values.get(column, "")) for column in _NUMBERS},
+                **{column: _number(values.get(column, "")) for column in NUMBERS},
             )
     problem = f"{n_left_out:,} lines of {NAMES_TSV} are left out: they name no feature of this run, or one again."
     return dict(sorted(found.items())), problem if n_left_out else None
@@ -123,7 +123,7 @@ def write_names(run_path: Path, names: Mapping[int, Name]) -> Path:
         others = "; ".join(printable(each).replace(";", ",") for each in name.alternatives)
         said = {"feature": str(feature), "alternatives": others}
         said |= {column: printable(getattr(name, column)) for column in ("name", "method", "status")}
-        said |= {column: _written(getattr(name, column)) for column in _NUMBERS}
+        said |= {column: _written(getattr(name, column)) for column in NUMBERS}
         lines.append("\t".join(said[column] for column in COLUMNS))
     path = run_path / NAMES_TSV
     write_atomically(path, ("\n".join(lines) + "\n").encode())
