@@ -263,7 +263,7 @@ def test_an_interrupted_encode_keeps_the_old_and_the_next_goes_on(make_store, ma
     names = [".features.zarr.tmp", "config.json", "features.zarr", "sae.safetensors"]
     assert sorted(p.name for p in run.path.iterdir()) == names
     monkeypatch.setattr("thresher.analysis.encode_source.encode_block", lambda *_, **__: pytest.fail("encoded again"))
-    monkeypatch.setattr("thresher.analysis.encode.predict", lambda _: (1000, 1.0))
+    monkeypatch.setattr("thresher.analysis.encode.predict", lambda _: (100, 1000, 1.0))
     encode(run.path, EncodeOptions(overwrite=True))
     assert open_features(run.path).info.n_encoded == 300
     assert sorted(p.name for p in run.path.iterdir()) == names[1:]

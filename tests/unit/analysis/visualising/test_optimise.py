@@ -74,7 +74,7 @@ def test_the_picture_of_a_colour_has_it_although_crops_move(probed, spectrum, me
     for feature in COLOURED:
         assert concepts_of(after[feature]).argmax() == feature
         rise = probed.probe.activations(after) - probed.probe.activations(before)
-        assert rise[feature, feature] > 0.2 * probed.probe.largest[feature]
+        assert rise[feature, feature] > 0.1 * probed.probe.largest[feature]  # random phases give 0
 
 
 def test_a_picture_depends_neither_on_those_beside_it_nor_on_how_many_crops_pass_together(probed, spectrum):
