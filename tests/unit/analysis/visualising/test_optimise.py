@@ -73,8 +73,9 @@ def test_the_picture_of_a_colour_has_it_although_crops_move(probed, spectrum, me
     after = seen(probed, optimise(probed.probe, starts, spectrum, (48, 48), options))
     for feature in COLOURED:
         assert concepts_of(after[feature]).argmax() == feature
-        rise = probed.probe.activations(after) - probed.probe.activations(before)
-        assert rise[feature, feature] > 0.1 * probed.probe.largest[feature]  # random phases give 0
+        begun, made = (probed.probe.activations(each)[feature, feature] for each in (before, after))
+        # not by how much it rises: a spectrum bounds where it ends, and a picture may begin high by chance
+        assert made > max(0.4 * probed.probe.largest[feature], 1.5 * begun)
 
 
 def test_a_picture_depends_neither_on_those_beside_it_nor_on_how_many_crops_pass_together(probed, spectrum):
