@@ -5,11 +5,13 @@ the store's rows.
 """
 
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -214,8 +216,21 @@ class _WorkerStart:
         # Ctrl-C, and torchrun's SIGTERM, reach the whole group; the main process ends its workers
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.excepthook = _report_unless_receiver_left
         if self._held is not None:
             self._held.close()  # else a worker that outlives a killed harvest would hold the store's lock
+
+
+def _report_unless_receiver_left(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """As `sys.__excepthook__`, but not for a batch whose receiver stopped while it was handed over.
+
+    The thread of a worker that hands over tensors reports its errors here, and goes on. Its receiver is the main process,
+    which says itself why it stopped.
+    """
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _as_it_is(batch: Any) -> Any:
