@@ -117,7 +117,7 @@ def on_device(
             continue
         there = [host.to(device, non_blocking=True) for host in hosts]
         copied = torch.cuda.Event()
-        copied.record()
+        copied.record(torch.cuda.current_stream(device))  # the process's own device may be another
         copies.append((copied, hosts))  # held until the copy is done
         while copies and (len(copies) > 2 or copies[0][0].query()):
             copies.popleft()[0].synchronize()

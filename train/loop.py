@@ -418,7 +418,7 @@ class _Training:
         options, step = self._options, self._step
         if step < options.steps:
             if self._device.type == "cuda":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(self._device)
             elif self._device.type == "mps":
                 torch.mps.synchronize()
             rows_per_s = (step - first_step) * options.batch_size / (time.monotonic() - start_s)
