@@ -118,10 +118,11 @@ def _made_folders(files: Iterable[Path]) -> set[Path]:
     """The folders of files, made where they are not there, with those above that they were made in."""
     folders = {path.parent for path in files}
     for folder in list(folders):
-        while not folder.is_dir():  # a new folder is a name in the one above, which must be durable too
-            folders.add(folder := folder.parent)
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+        made = folder
+        while not made.is_dir():  # a new folder is a name in the one above, which must be durable too
+            folders.add(made := made.parent)
+        if made != folder:
+            folder.mkdir(parents=True, exist_ok=True)
     return folders
 
 

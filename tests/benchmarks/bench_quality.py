@@ -55,6 +55,8 @@ OURS = {
     "jumprelu": ("target_l0", KS),
 }
 """The option that sets a variant's sparsity, and its values."""
+OTHERWISE: dict[str, dict[str, Any]] = {"relu": {"error": "mse", "decoder_norm": True}}
+"""SAELens's loss of that name. Defaults are the post's: error over the norm of each row, decoder rows of norm 1."""
 PEERS = {
     "SAELens": {
         "topk": KS,
@@ -72,10 +74,11 @@ PEERS = {
     },
 }
 """Settings of the other libraries' own coefficients that span the same range of L0."""
-BATCH = 1024
+DECAY = 0.8
+"""Share of the steps, to the last, over which the learning rate falls: near the end few gains come of its fall."""
 
 
-def prepare(folder: Path, steps: int, limit: int | None) -> Path:
+def prepare(folder: Path, batch: int, steps: int, limit: int | None) -> Path:
     """Harvest the pictures; write the rows and the batches that all see."""
     store_path = folder / "emoji.zarr"
     if not store_path.exists():
@@ -90,7 +93,7 @@ def prepare(folder: Path, steps: int, limit: int | None) -> Path:
     mean, deviation = splits["train"].mean(0, dtype=np.float64), splits["train"].std(0, dtype=np.float64)
     for name, rows in splits.items():
         np.save(folder / f"{name}.npy", ((rows - mean) / deviation).astype(np.float32))
-    loader = BatchLoader([array], batch_size=BATCH, seed=0, device=torch.device("cpu"))
+    loader = BatchLoader([array], batch_size=batch, seed=0, device=torch.device("cpu"))
     np.save(folder / "batches.npy", np.stack([loader.positions(step) for step in range(steps)]))
     return store_path
 
@@ -148,7 +151,7 @@ def train_ours(
 ) -> list[Answer]:
     """Train what is missing of a variant at a rate, the seeds of each setting in one pass."""
     name, values = OURS[variant]
-    base = replace(base, variant=variant)
+    base = replace(base, variant=variant, **OTHERWISE.get(variant, {}))  # type: ignore[arg-type]
     for value in values:
         members = {
             folder / f"{variant}-{value:g}-{seed}": replace(
@@ -198,6 +201,7 @@ def train_theirs(
         if not left:
             continue
         command = [python, HERE / "quality" / "train_peer.py", library, variant, folder, "--d-sae", d_sae, "--lr", lr]
+        command += ["--decay", DECAY]
         command += ["--seeds", *left, "--settings", setting, "--prefixes", *prefixes]
         with (
             tempfile.TemporaryFile("w+") as errors,
@@ -244,6 +248,7 @@ def main() -> None:
     parser.add_argument("--variant", nargs="+", default=list(OURS), choices=list(OURS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--expansion", type=float, default=8.0)
     parser.add_argument("--lr", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2], help="rates that are tried")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "thresher-bench-quality")
@@ -256,7 +261,7 @@ def main() -> None:
         a.work = Path(tempfile.mkdtemp(prefix="thresher-bench-quality-"))
     given = dict(pair.split("=", 1) for pair in a.python)
     a.work.mkdir(parents=True, exist_ok=True)
-    store_path = prepare(a.work, a.steps, 600 if a.quick else None)
+    store_path = prepare(a.work, a.batch, a.steps, 600 if a.quick else None)
     d_in = open_store(store_path).activations().d_in
     d_sae = round(a.expansion * d_in)
     peers = {}
@@ -264,7 +269,7 @@ def main() -> None:
         if not a.quick:
             found = (given[environment.name], "") if environment.name in given else None
             peers[library] = found or python_of(environment, a.venvs or a.work / "venvs", {})
-    print(f"{a.steps:,} steps of {BATCH:,} rows, d_in {d_in}, {d_sae:,} features, seeds {a.seeds}; ", end="")
+    print(f"{a.steps:,} steps of {a.batch:,} rows, d_in {d_in}, {d_sae:,} features, seeds {a.seeds}; ", end="")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}\n")
     print(
         "| variant | L0 | rate | EV (train rows) | +- | EV (held out) | change % |",
@@ -272,11 +277,12 @@ def main() -> None:
         sep="",
     )
     print("| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(peers), flush=True)
-    course = {"steps": a.steps, "d_in": d_in, "d_sae": d_sae, "batch": BATCH}
+    course = {"steps": a.steps, "d_in": d_in, "d_sae": d_sae, "batch": a.batch, "decay": DECAY}
     records = {lr: Record(a.work / "runs.jsonl", {**course, "lr": lr}) for lr in a.lr}
     base = TrainOptions(
-        expansion=a.expansion, warmup=100, batch_size=BATCH, rows=BATCH * a.steps, device="cpu", order_seed=0,
-        dead_after_rows=150 * BATCH, eval_every=0, checkpoint_every=0, overwrite=True, log_every=max(1, a.steps // 40),
+        expansion=a.expansion, warmup=100, batch_size=a.batch, rows=a.batch * a.steps, device="cpu", order_seed=0,
+        dead_after_rows=150 * a.batch, eval_every=0, checkpoint_every=0, overwrite=True,
+        log_every=max(1, a.steps // 200), decay=DECAY,
     )  # fmt: skip
     for variant in a.variant:
         ours = {

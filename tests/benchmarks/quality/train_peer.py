@@ -15,19 +15,26 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "step")]
 
-WARMUP, DECAY = 100, 0.2
+WARMUP = 100
 
 Code = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From rows (n, d): feature activations (n, F) and reconstruction (n, d), as the library gives them after training."""
 
 
-def rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, linear fall over the last fifth."""
-    return min(1.0, (step + 2) / WARMUP) * min(1.0, (steps - step) / (DECAY * steps))
+def rate(step: int, steps: int, decay: float) -> float:
+    """Share of the peak learning rate: linear warm-up, linear fall over the last `decay` of the steps."""
+    return min(1.0, (step + 2) / WARMUP) * min(1.0, (steps - step) / (decay * steps))
 
 
 def saelens(
-    variant: str, setting: float, batches: np.ndarray, z: torch.Tensor, d_sae: int, lr: float, prefixes: list[int]
+    variant: str,
+    setting: float,
+    batches: np.ndarray,
+    z: torch.Tensor,
+    d_sae: int,
+    lr: float,
+    decay: float,
+    prefixes: list[int],
 ) -> Code:
     """Train by SAELens's `SAETrainer`."""
     from sae_lens import SAETrainer
@@ -65,7 +72,7 @@ def saelens(
             adam_beta2=0.999,
             lr_scheduler_name="constant",
             lr_warm_up_steps=WARMUP,
-            lr_decay_steps=round(DECAY * steps),
+            lr_decay_steps=round(decay * steps),
             n_restart_cycles=1,
             dead_feature_window=150,
             feature_sampling_window=10**9,
@@ -94,7 +101,14 @@ def saelens(
 
 
 def overcomplete(
-    variant: str, setting: float, batches: np.ndarray, z: torch.Tensor, d_sae: int, lr: float, prefixes: list[int]
+    variant: str,
+    setting: float,
+    batches: np.ndarray,
+    z: torch.Tensor,
+    d_sae: int,
+    lr: float,
+    decay: float,
+    prefixes: list[int],
 ) -> Code:
     """Train by the body of overcomplete's `train_sae`."""
     import matplotlib as mpl
@@ -121,7 +135,7 @@ def overcomplete(
     else:
         model, penalty = SAE(d_in, d_sae), setting
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, decay))
     model.train()
     for chosen in batches:
         x = z[chosen]
@@ -167,6 +181,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, required=True)
     parser.add_argument("--d-sae", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--decay", type=float, required=True)
     parser.add_argument("--prefixes", nargs="+", type=int, default=[])
     a = parser.parse_args()
     z = torch.from_numpy(np.load(a.data / "train.npy"))
@@ -175,7 +190,7 @@ def main() -> None:
     for setting in a.settings:
         for seed in a.seeds:
             torch.manual_seed(seed)
-            code = LIBRARIES[a.library](a.variant, setting, batches, z, a.d_sae, a.lr, a.prefixes)
+            code = LIBRARIES[a.library](a.variant, setting, batches, z, a.d_sae, a.lr, a.decay, a.prefixes)
             answer = {"setting": setting, "seed": seed, "train": measure(code, z), "heldout": measure(code, held_out)}
             print(json.dumps(answer), flush=True)
 
