@@ -40,6 +40,9 @@ _VARIANTS: dict[str, type["SparseAutoencoder"]] = {}
 class SparseAutoencoder(ABC):
     """A trained or training SAE, or transcoder.
 
+    A transcoder reconstructs what passes at another site from what it reads (Dunefsky, Chlenski and Nanda 2024,
+    arXiv:2406.11944), with the loss and the remedies of its variant.
+
     Both weight matrices are kept feature-major, `encoder` (d_sae, d_in) and `decoder` (d_sae, d_out), contiguous: dead
     features, sparse products, the projection, Adam and the unit norm are then operations on rows. `W_enc` and `W_dec`
     are their views in the published orientation.

@@ -1,16 +1,22 @@
 """Training on a GPU: this machine's where it has one, else one that is pretended (`pretend_cuda`)."""
 
+import os
+import signal
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from pretend_cuda import pretend_cuda
+from thresher.progress import Reporter
 from thresher.store.reader import open_store
 from thresher.train.loader import BatchLoader
 from thresher.train.loop import train
 from thresher.train.models import load_sae
 from thresher.train.options import TrainOptions
+from thresher.train.outcome import TrainingStopped
+from thresher.train.rounded import RoundedTiles
 
 TOPK = TrainOptions(
     k=4, expansion=4, lr=3e-3, warmup=10, batch_size=64, rows=64 * 40, dead_after_rows=128,
@@ -58,6 +64,46 @@ def test_a_run_mixes_no_devices_and_gives_the_weights_of_a_cpu(name, small_store
         ours, of_cpu = (load_sae(tmp_path / run).tensors() for run in ("gpu", "cpu"))
         for weight in ours:
             torch.testing.assert_close(ours[weight], of_cpu[weight], rtol=1e-4, atol=1e-5)
+
+
+class StopAfter(Reporter):
+    """Sends this process SIGTERM after a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps_left = steps
+
+    def task(self, name, total, unit, *, done=0):
+        return nullcontext(self)
+
+    def advance(self, n=1, **fields):
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("name", ["relu, ghost", "topk, AdamW, clipped", "batchtopk", "jumprelu, target"])
+def test_a_run_stopped_and_resumed_on_a_gpu_equals_an_unbroken_one(name, small_store, tmp_path, waits):
+    options = replace(TOPK, device="cuda:0", **SETTINGS[name])
+    train(options, small_store, tmp_path / "unbroken")
+    with pytest.raises(TrainingStopped, match="SIGTERM"):
+        train(options, small_store, tmp_path / "broken", StopAfter(23))
+    train(options, small_store, tmp_path / "broken", resume=True)
+    ours, unbroken = (load_sae(tmp_path / run).tensors() for run in ("broken", "unbroken"))
+    for weight in ours:
+        assert torch.equal(ours[weight], unbroken[weight]), weight
+
+
+@pytest.mark.parametrize("name", ["relu", "topk", "batchtopk", "jumprelu, target", "gated, layer norm"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sparse_encoding_on_a_gpu_is_that_of_a_cpu(name, precision, small_store, tmp_path, waits):
+    train(replace(TOPK, device="cpu", **SETTINGS[name]), small_store, tmp_path / "run")
+    here, there = load_sae(tmp_path / "run"), load_sae(tmp_path / "run").to("cuda:0")
+    x = open_store(small_store).activations().read_positions(0, 90)
+    tiles = RoundedTiles(there) if precision == "bf16" else None
+    f = there.encode_sparse(torch.from_numpy(x).to("cuda:0"), tile=32, tiles=tiles)
+    torch.testing.assert_close(f.to_dense().cpu(), here.encode(torch.from_numpy(x)), rtol=1e-4, atol=1e-4)
+    reconstructed = there.decode_sparse(f, torch.from_numpy(x)).cpu()
+    torch.testing.assert_close(reconstructed, here(torch.from_numpy(x)), rtol=1e-4, atol=1e-4)
 
 
 # Of a step: the choice of active pairs and their number; BatchTopK, besides, its threshold from a few rows.
