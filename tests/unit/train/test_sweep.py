@@ -13,6 +13,7 @@ from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 from thresher.store.files import FolderLock
 from thresher.store.format import Site
+from thresher.store.reader import ActivationArray
 from thresher.train.combinations import expand
 from thresher.train.loop import train
 from thresher.train.member import Member
@@ -164,6 +165,23 @@ def test_each_member_is_byte_for_byte_the_run_that_the_same_options_alone_give(s
         assert config(tmp_path / "sweep" / member.name) == config(tmp_path / "alone" / member.name)
     weights = {(tmp_path / "sweep" / m.name / "sae.safetensors").read_bytes() for m in result.sweep.members}
     assert len(weights) == 6
+
+
+def test_each_batch_is_read_once_whatever_the_number_of_members(small_store, tmp_path, monkeypatch):
+    read, read_runs = [], ActivationArray.read_runs
+
+    def counted(array, starts, lengths, out):
+        read.append(len(out))
+        read_runs(array, starts, lengths, out)
+
+    monkeypatch.setattr(ActivationArray, "read_runs", counted)
+    rows = {}
+    for k in ([2, 4], [1, 2, 3, 4]):
+        for steps in (10, 30):
+            train_sweep(SHARED | {"k": k, "rows": [64 * steps]}, small_store, tmp_path / f"{len(k)} of {steps}")
+            rows[len(k), steps] = sum(read)
+            read.clear()
+    assert rows[2, 30] - rows[2, 10] == rows[4, 30] - rows[4, 10] == 20 * 64
 
 
 def test_layers_are_trained_together_each_on_its_own_rows(make_store, tmp_path):
