@@ -178,7 +178,8 @@ def test_each_batch_is_read_once_whatever_the_number_of_members(small_store, tmp
     rows = {}
     for k in ([2, 4], [1, 2, 3, 4]):
         for steps in (10, 30):
-            train_sweep(SHARED | {"k": k, "rows": [64 * steps]}, small_store, tmp_path / f"{len(k)} of {steps}")
+            given = SHARED | {"k": k, "rows": [64 * steps], "eval_every": [0]}
+            train_sweep(given, small_store, tmp_path / f"{len(k)} of {steps}")
             rows[len(k), steps] = sum(read)
             read.clear()
     assert rows[2, 30] - rows[2, 10] == rows[4, 30] - rows[4, 10] == 20 * 64
