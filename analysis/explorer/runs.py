@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...store.errors import StoreError
 from ...store.format import Site
-from ...store.reader import ActivationStore, open_store
+from ...store.reader import ActivationStore
 from ...train.run_dir import Run, open_run
 from ..features import FEATURES_ZARR, FeatureActivations, open_features
 from ..naming.names_file import read_name_lines
@@ -25,6 +25,7 @@ from ..stored_statistics import StoredStatistics, are_of, open_statistics
 from .annotations import Annotations
 from .class_counts import ClassCounts
 from .class_tables import ClassTables, read_class_tables
+from .encoded_store import open_encoded_store
 from .feature_names import FeatureNames
 from .label_index import LabelIndex
 from .listing import Listing
@@ -462,25 +463,14 @@ class ExploredRun:
         return RunTower(self)
 
     def _open_store(self) -> ActivationStore | None:
-        """The encoded store, where it is still there and the one."""
-        place, fingerprint = self.summary["store"], self.summary["store_fingerprint"]
+        place = self.summary["store"]
         if place is None:
             return None
-        places = [str(place)]
-        if self.run.has_store and self.run.store_fingerprint == fingerprint:
-            places.append(self.run.store_path)  # knows where it is when run and store were moved together
-        for each in dict.fromkeys(places):
-            try:
-                store = open_store(each)
-                if store.fingerprint == fingerprint:
-                    return store
-                store = open_store(each, n_parts=self.run.n_store_parts) if self.run.has_store else store
-                if store.fingerprint == fingerprint:
-                    return store
-            except (StoreError, OSError):
-                continue
-        self.notes.append(f"The activation store {place} is out of reach: no thumbnails, no names of images.")
-        return None
+        try:
+            return open_encoded_store(self.run, str(place), self.summary["store_fingerprint"])
+        except StoreError as error:
+            self.notes.append(f"{str(error).rstrip('.')}: no thumbnails, no names of images.")
+            return None
 
 
 def _damaged(name: str, error: Exception) -> Unavailable:

@@ -82,8 +82,25 @@ def test_another_store_in_its_place_is_not_taken_for_it(moved):
     shutil.rmtree(store_path)
     other = make_explored_run(path.parent / "other", n_images=60, options=None)
     shutil.move(other.store_path, store_path)
-    assert "is out of reach" in notes_of(path)
+    assert re.search(r"is not the store that \S* was trained on: n_images is 240 there and 60 here: no", notes_of(path))
     assert asked(path)["/t/5"] == 503
+
+
+def test_another_store_in_the_place_of_one_that_was_only_encoded_is_not_taken_for_it(made, tmp_path):
+    path, store_path = copied(made, tmp_path)
+    others = make_explored_run(tmp_path / "other", n_images=60, options=None).store_path
+    encode(path, EncodeOptions(device="cpu", overwrite=True, store=str(others)))
+    stats(path, QUICK)
+    assert notes_of(path) == ""
+    shutil.rmtree(others)
+    shutil.copytree(store_path, others)
+    assert re.search(r"is not the store that was encoded: fingerprint is .* there and .* here: no", notes_of(path))
+
+
+def test_a_store_that_is_damaged_is_not_said_to_be_out_of_reach(moved):
+    path, store_path = moved
+    (store_path / "rows/image/zarr.json").write_text("{}")
+    assert re.search(r"rows/image/zarr.json .*: no thumbnails, no names of images", notes_of(path))
 
 
 def test_codes_of_a_later_encoding_are_left_out(made, tmp_path):
