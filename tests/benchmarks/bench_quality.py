@@ -1,6 +1,6 @@
 """How well each variant reconstructs at its sparsity, beside the same variant of SAELens and overcomplete.
 
-    nice python tests/benchmarks/bench_quality.py [--variant topk ...] [--seeds 0 1 2] [--steps 2000] [--quick]
+    nice python tests/benchmarks/bench_quality.py [--variant topk ...] [--seeds 0 1 2] [--steps 3000] [--quick]
 
 Rows are the embedded pictures' through the embedded tower, layer 4, the class token, each coordinate at mean 0 and
 deviation 1. Every library trains on the same batches in the same order, as many features, with Adam and the same course
@@ -62,18 +62,19 @@ PEERS = {
         "topk": KS,
         "batchtopk": KS,
         "matryoshka": KS,
-        "relu": (1.0, 2.0, 4.0, 8.0, 16.0),
+        "relu": (0.4, 1.0, 2.0, 4.0),
         "gated": (1.0, 2.0, 4.0, 8.0, 16.0),
         "jumprelu": (0.3, 1.0, 3.0, 10.0),
     },
     "overcomplete": {
         "topk": KS,
         "batchtopk": KS,
-        "relu": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-        "jumprelu": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+        "relu": (1e-5, 2e-5, 5e-5, 1e-4, 1.5e-4),
+        "jumprelu": (1e-5, 2e-5, 5e-5, 1e-4, 1.5e-4),
     },
 }
-"""Settings of the other libraries' own coefficients that span the same range of L0."""
+"""Settings of the other libraries' own coefficients that span the same range of L0: in batches of 256, as overcomplete sums
+its penalty over the batch."""
 DECAY = 0.8
 """Share of the steps, to the last, over which the learning rate falls: near the end few gains come of its fall."""
 
@@ -247,9 +248,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", nargs="+", default=list(OURS), choices=list(OURS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--expansion", type=float, default=8.0)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--expansion", type=float, default=2.0)
     parser.add_argument("--lr", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2], help="rates that are tried")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "thresher-bench-quality")
     parser.add_argument("--venvs", type=Path, help="folder of the peers' environments; by default WORK/venvs")
