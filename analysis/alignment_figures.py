@@ -79,11 +79,9 @@ def _cosine_histogram(axes: "Axes", main: "SetAlignment", is_absolute: bool, ali
         )
         level = float(np.quantile(values, alignment.options.chance_quantile))
         axes.axvline(level, color=colour, linewidth=0.9, linestyle=":")
-        above = float((features > level).mean()) if len(features) else float("nan")
         percentile = f"{100 * alignment.options.chance_quantile:g}"
-        axes.plot(
-            [], [], " ", label=f"   its {percentile}th percentile {level:.3f}: {100 * above:.0f} % of features above"
-        )
+        above = f"{int((features > level).sum()):,} features above"  # as a share, a few of many would read as none
+        axes.plot([], [], " ", label=f"   its {percentile}th percentile {level:.3f}: {above}")
     axes.set_ylabel(f"share of directions\n({'absolute' if is_absolute else 'signed'} cosine)")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.55)  # room for the legend
     legend = axes.legend(loc="upper right", frameon=True, edgecolor="none", framealpha=0.85)

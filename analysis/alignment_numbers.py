@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .given_options import kept_options
 from .significance import adjusted_p_values, p_values
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def summary(alignment: "Alignment", sides: dict[str, Any]) -> dict[str, Any]:
         "seed": options.seed,
         "fdr": options.fdr,
         "chance_quantile": options.chance_quantile,
+        "options": kept_options(options),
         "sides": sides,
         "neurons": {images.kind: _neurons(images) for images in alignment.images},
     }

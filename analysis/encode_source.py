@@ -169,6 +169,7 @@ class EncodeSource:
             sae_sha256=self.sae_sha256,
             thresher=__version__,
             precision=self.options.precision,
+            n_asked=self.options.rows,
         )
 
 

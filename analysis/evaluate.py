@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from .evaluation_numbers import contrastive_numbers, losses_of_images, zero_shot
 from .evaluation_setting import Setting, open_setting
 from .fidelity import contrastive_batches
 from .folders import refuse_existing
+from .given_options import kept_options
 from .loss_explanation import explained
 from .spliced_embeddings import embed_ways, ways_to_explain, ways_to_replace
 from .zero_shot import zero_shot
@@ -139,7 +140,7 @@ def _evaluated(setting: Setting, options: EvaluateOptions, reporter: Reporter) -
         "n_classes_with_images": len(np.unique(own)),
         "logit_scale": captions.logit_scale,
         "precision": setting.tower.precision,
-        "options": {k: v for k, v in asdict(options).items() if k not in ("overwrite", "device", "images_at_once")},
+        "options": kept_options(options),
         "intervals": {**described(seed=options.seed), "resampled": "images, and batches where there are 20"},
         "contrastive": {
             "repeats_captions": options.repeat_captions,

@@ -91,6 +91,8 @@ class FeaturesInfo:
     """How active features were found; their values are float32 either way."""
     target_site: str | None = None
     """What a transcoder reconstructs, of which norms, errors and cosines are; None of an SAE."""
+    n_asked: int | None = None
+    """The number of rows that was asked for; None for all of the split."""
 
     @classmethod
     def of_attributes(cls, attributes: dict[str, Any]) -> Self:

@@ -129,7 +129,7 @@ def label_entropy_figure(statistics: FeatureStatistics, split: UldSplit) -> "Fig
         axes.set_xlim(-0.03 * ceiling, 1.09 * ceiling)
         axes.text(ceiling * 1.01, 0.5, f"ln {statistics.k}", transform=axes.get_xaxis_transform(), va="top")
         axes.set_xlabel("label entropy (nats)")
-        axes.set_title(f"Label entropy of the {statistics.k} rows on which each feature is largest")
+        axes.set_title(f"Label entropy of the up to {statistics.k} rows on which each feature is largest")
         lines = [
             f"{int(defined.sum()):,} features defined, {int((entropy == 0).sum()):,} of them exactly 0 (one class)",
             f"{int((~defined).sum()):,} undefined: fewer than {statistics.min_labelled} firing labelled rows",
@@ -215,11 +215,11 @@ def _scatter_title(statistics: FeatureStatistics, n_undefined: int) -> str:
 def l0_figure(statistics: FeatureStatistics) -> "Figure":
     """Histograms of the number of features > 0, and > 0.1, on a row."""
     with figure_of_height(3.4) as (figure, axes):
-        for counts, summary, colour, name in (
-            (statistics.l0_counts, statistics.l0, BLUE, "> 0"),
-            (statistics.l0_above_counts, statistics.l0_above, ORANGE, "> 0.1"),
+        for counts, summary, colour, style, name in (
+            (statistics.l0_counts, statistics.l0, BLUE, "-", "> 0"),
+            (statistics.l0_above_counts, statistics.l0_above, ORANGE, "--", "> 0.1"),  # both seen where they are one
         ):
-            _l0_steps(axes, counts, summary, colour, name, statistics)
+            _l0_steps(axes, counts, summary, colour, style, name, statistics)
         axes.set_xlabel("L0: number of features on a row")
         axes.set_ylabel("share of rows per unit of L0")
         axes.set_title(f"L0 over {statistics.n_rows:,} rows")
@@ -230,7 +230,13 @@ def l0_figure(statistics: FeatureStatistics) -> "Figure":
 
 
 def _l0_steps(
-    axes: "Axes", counts: NDArray[np.int64], summary: L0Summary, colour: str, name: str, statistics: FeatureStatistics
+    axes: "Axes",
+    counts: NDArray[np.int64],
+    summary: L0Summary,
+    colour: str,
+    style: str,
+    name: str,
+    statistics: FeatureStatistics,
 ) -> None:
     label = f"features {name}: mean {summary.mean:.1f}, median {summary.median:.3g}, p99 {summary.p99:.3g}, max "
     # Up to the larger p99: a single row with thousands of features would squeeze everyone else into one bar.
@@ -243,7 +249,7 @@ def _l0_steps(
     share = padded.reshape(n_bins, width).sum(axis=1) / max(1, counts.sum()) / width
     edges = np.arange(n_bins + 1) * width - 0.5
     axes.stairs(share, edges, color=colour, fill=True, alpha=0.35)
-    axes.stairs(share, edges, color=colour, linewidth=1.2, label=label + f"{summary.max:,}")
+    axes.stairs(share, edges, color=colour, linestyle=style, linewidth=1.2, label=label + f"{summary.max:,}")
     beyond = int(counts[len(padded) :].sum())
     if beyond:
         axes.plot([], [], " ", label=f"   {beyond:,} rows beyond the right edge")

@@ -23,6 +23,7 @@ from .attributes import Attributes, AttributeScores, FeatureSource, score_attrib
 from .attributes_options import AttributesOptions
 from .features import FeatureActivations, open_features
 from .folders import refuse_existing
+from .given_options import kept_options
 from .significance import adjusted_p_values
 
 ATTRIBUTES_JSON, ATTRIBUTES_TSV = "attributes.json", "attributes.tsv"
@@ -299,6 +300,7 @@ def score_table(
         "max_share": options.max_share,
         "resamples": options.resamples,
         "seed": options.seed,
+        "options": kept_options(options),
         "random_k": k,
         "sae_sha256": run.features.info.sae_sha256,
         "store_fingerprint": run.store.fingerprint,

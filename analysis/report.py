@@ -91,7 +91,7 @@ def _page(run: Run, stored: StoredStatistics) -> Page:
         parts.evaluation_section(run, evaluation, post),
         parts.features_section(run, stored, drawn),
         parts.cluster_section(run, stored, post),
-        parts.examples_section(run),
+        parts.examples_section(run, stored),
         names_section(run),
         pictures_section(run, stored, store),
         agreement_section(run, stored),

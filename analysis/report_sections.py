@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ..store.errors import DamagedStoreError
-from ..train.options import VARIANTS_OF
+from ..train.options import FREE_ON_RESUME, REMEDIES_OF, VARIANTS_OF, TrainOptions
 from ..train.run_dir import SWEEP, Run
 from . import report_findings as findings
 from . import report_numbers as tables
+from .align_options import AlignOptions
+from .attributes_options import AttributesOptions
+from .evaluate_options import EvaluateOptions
+from .features import FEATURES_ZARR, open_features
+from .given_options import words_of
+from .options import EncodeOptions, StatsOptions
 from .report_figures import alignment_figures, attributes_drawing, loss_drawing, sheets
 from .report_page import Figure, Grid, Section
 from .report_text import Beside
@@ -43,7 +49,7 @@ def training_section(run: Run, drawn: Mapping[str, Figure]) -> Section:
     figures = [drawn["training"]] if "training" in drawn else []
     return Section(
         **common,
-        command=f"thresher train {_word(run.store_path)} {_word(run.path)}",
+        command=f"thresher train {_word(run.store_path)} {_word(run.path)}{_train_words(run.options)}",
         text=[] if figures else ["The run holds no metrics.jsonl: there are no curves."],
         tables=[
             Grid(caption="Resolved options; config.json has all.", header=["Option", "Value"], rows=rows, is_text=True)
@@ -59,7 +65,7 @@ def reconstruction_section(run: Run, stored: StoredStatistics, drawn: Mapping[st
     return Section(
         id="reconstruction",
         title="Reconstruction and sparsity",
-        command=f"thresher encode {_word(run.path)} && {_stats(run, stored)}",
+        command=_encode(run, stored) + _stats(run, stored),
         text=[f"Intervals: {intervals['method']}, {how}."] if how else [],
         tables=tables.quality_tables(stored.summary, post),
         figures=[drawn["l0"]],
@@ -82,16 +88,7 @@ def evaluation_section(run: Run, evaluation: dict[str, Any] | None, post: Beside
     return Section(
         **common,
         command=f"thresher evaluate {_word(run.path)} {_word(evaluation['image_source'])}"
-        + _given(
-            evaluation["options"],
-            "n_images",
-            "caption",
-            "templates",
-            "batch_size",
-            "repeat_captions",
-            "explain",
-            "seed",
-        ),
+        + words_of(EvaluateOptions, evaluation["options"]),
         text=text,
         tables=[*findings.loss_tables(evaluation, post), *more],
         figures=[loss_drawing(run.path, evaluation["contrastive"])],
@@ -122,14 +119,14 @@ def cluster_section(run: Run, stored: StoredStatistics, post: Beside) -> Section
     )
 
 
-def examples_section(run: Run) -> Section:
+def examples_section(run: Run, stored: StoredStatistics) -> Section:
     """The contact sheets."""
     figures = sheets(run.path)
     again = f"`thresher stats {_word(run.path)} --overwrite`"
     return Section(
         id="examples",
         title="Features and their images",
-        command=f"thresher stats {_word(run.path)}" if figures else "",
+        command=_stats(run, stored) if figures else "",
         figures=figures,
         absent="" if figures else f"No contact sheets: {again} draws them from a store with thumbnails.",
     )
@@ -144,7 +141,7 @@ def alignment_section(run: Run, alignment: dict[str, Any] | None, post: Beside) 
     again = f"`thresher align {_word(run.path)} --overwrite`"
     return Section(
         **common,
-        command=f"thresher align {_word(run.path)}",
+        command=f"thresher align {_word(run.path)}" + words_of(AlignOptions, alignment.get("options", {})),
         text=[] if figures else [f"Its figures were not drawn: {again} draws them."],
         tables=[findings.alignment_table(alignment, post)],
         figures=figures,
@@ -186,7 +183,7 @@ def attributes_section(run: Run, document: dict[str, Any] | None) -> Section:
     return Section(
         **common,
         command=f"thresher attributes {_word(run.path)} {_word(document['source'])}"
-        + (f" --group {_word(document['group_column'])}" if document["group_column"] not in (None, "emoji") else ""),
+        + words_of(AttributesOptions, document.get("options") or _earlier_group(document)),
         text=text,
         tables=findings.attribute_tables(document),
         figures=[attributes_drawing(run.path, document)],
@@ -232,10 +229,34 @@ def sweep_section(run: Run) -> Section:
     )
 
 
+def _train_words(options: TrainOptions) -> str:
+    """The options of a training but for those that change no weight, as a command line has them."""
+    of_others = {name for name, variants in VARIANTS_OF.items() if options.variant not in variants}
+    of_others |= {name for name, remedies in REMEDIES_OF.items() if options.resolved_dead_remedy not in remedies}
+    return words_of(TrainOptions, options.to_json(), without={"recipe", *FREE_ON_RESUME, *of_others})
+
+
+def _encode(run: Run, stored: StoredStatistics) -> str:
+    """The command that encoded what the statistics count, up to the next; none where they encoded it themselves."""
+    if stored.summary.get("options", {}).get("from_store"):
+        return ""
+    words = ""
+    if (run.path / FEATURES_ZARR).exists():
+        info = open_features(run.path).info
+        kept = {"split": info.split, "precision": info.precision, "rows": info.n_asked}
+        words = words_of(EncodeOptions, kept | {"store": None if info.is_training_store else info.store})
+    return f"thresher encode {_word(run.path)}{words} && "
+
+
 def _stats(run: Run, stored: StoredStatistics) -> str:
     """The command that made the statistics."""
-    split = stored.summary["split"]
-    return f"thresher stats {_word(run.path)}" + ("" if split == "all" else f" --split {split}")
+    kept = stored.summary.get("options", {name: stored.summary[name] for name in ("split", "k", "min_labelled")})
+    return f"thresher stats {_word(run.path)}{words_of(StatsOptions, kept)}"
+
+
+def _earlier_group(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of attributes that an earlier version scored, which kept the groups alone."""
+    return {"group": document["group_column"]} if document["source"] != "quickstart" else {}
 
 
 def _lines(run_path: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, str]] | None:
@@ -252,18 +273,6 @@ def _lines(run_path: Path, name: str, columns: tuple[str, ...]) -> list[dict[str
     if not set(columns) <= set(names):
         raise DamagedStoreError(f"{path} is damaged: run the command that made it with --overwrite.")
     return lines
-
-
-def _given(options: Mapping[str, Any], *names: str) -> str:
-    """Those options of an evaluation that are not its defaults, as a command line has them."""
-    from .evaluate_options import EvaluateOptions
-
-    default, words = EvaluateOptions(), ""
-    for name in names:
-        value = options.get(name)
-        if value is not None and value != getattr(default, name):
-            words += f" --{name.replace('_', '-')}" + ("" if value is True else f" {_word(str(value))}")
-    return words
 
 
 def said(value: Any) -> str:

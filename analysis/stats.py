@@ -24,6 +24,7 @@ from .folders import refuse_existing
 from .forecast import forecast_passes, require_space
 from .fused_details import fused_details, needs_second_pass
 from .fused_statistics import close_fused, encoding_of, fused_totals, open_fused
+from .given_options import kept_options
 from .monosemanticity import embeddings_shape
 from .options import StatsOptions
 from .quality import Quality
@@ -72,7 +73,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
 
     start_s = time.monotonic()
     options, reporter = options or StatsOptions(), reporter or Reporter()
-    run_path = Path(run_path)
+    run_path, kept = Path(run_path), kept_options(options)
     if options.labels is not None:
         raise ValueError("labels goes with a dense matrix; the labels of a run are those of its store")
     run = open_run(run_path)
@@ -139,7 +140,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
             _coherence(sae, info, split, statistics.is_alive, reporter),
             {name: q for name, q in quality.items() if q is not None},
         )
-        document["intervals"] = None if features is None else quality_intervals(features)
+        document |= {"options": kept, "intervals": None if features is None else quality_intervals(features)}
         with closing(FolderLock(run_path)), ExitStack() as stack:
             firings = None
             if features is None:
@@ -239,6 +240,7 @@ def dense_statistics(
         )
     split = find_uld_cluster(statistics.mean_top)
     document = summarise(Source(split="all", matrix=str(matrix_path)), statistics, split, None, {})
+    document["options"] = kept_options(options)
     out_dir.mkdir(parents=True, exist_ok=True)
     with closing(FolderLock(out_dir)):
         figures = _draw(out_dir, statistics, split, options, reporter)

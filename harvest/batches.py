@@ -226,8 +226,8 @@ def _report_unless_receiver_left(
 ) -> None:
     """As `sys.__excepthook__`, but not for a batch whose receiver stopped while it was handed over.
 
-    The thread of a worker that hands over tensors reports its errors here, and goes on. Its receiver is the main process,
-    which says itself why it stopped.
+    The thread of a worker that hands over tensors reports its errors here, and goes on. Its receiver is the main
+    process, which says itself why it stopped.
     """
     if not issubclass(kind, (EOFError, ConnectionError)):
         sys.__excepthook__(kind, error, traceback)

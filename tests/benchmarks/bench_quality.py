@@ -7,8 +7,9 @@ deviation 1. Every library trains on the same batches in the same order, as many
 of the learning rate, from its own starting weights. Each is shown at its best of some rates: decoder rows of norm 1
 want a higher one than rows that begin small. For each library, variant and rate a frontier: mean L0 and explained
 variance over seeds at each setting of its sparsity. Where the L0 of two libraries differ, the other's explained
-variance is read off its frontiers at our L0, linear in log L0, and the best is shown. `change` is how much our
-explained variance moved over the last fifth of the steps, in per cent.
+variance is read off its frontiers at our L0, linear in log L0, and the best is shown: of the training rows, in brackets
+of held-out rows at their own L0. `change` is how much our explained variance moved over the last fifth of the steps, in
+per cent.
 
 A whole run takes hours on a CPU: each SAE is noted as it is finished in WORK/runs.jsonl, and the same command goes on
 with those that are not there. (Delete that file, or name another --work, to measure changed code.)
@@ -64,7 +65,7 @@ PEERS = {
         "matryoshka": KS,
         "relu": (0.4, 1.0, 2.0, 4.0),
         "gated": (1.0, 2.0, 4.0, 8.0, 16.0),
-        "jumprelu": (0.3, 1.0, 3.0, 10.0),
+        "jumprelu": (0.1, 0.3, 1.0, 3.0),
     },
     "overcomplete": {
         "topk": KS,
@@ -73,8 +74,9 @@ PEERS = {
         "jumprelu": (1e-5, 2e-5, 5e-5, 1e-4, 1.5e-4),
     },
 }
-"""Settings of the other libraries' own coefficients that span the same range of L0: in batches of 256, as overcomplete sums
-its penalty over the batch."""
+"""Settings of the other libraries' own coefficients that span the same range of L0; in batches of 256, as overcomplete
+sums its penalty over the batch."""
+SPLITS = ("train", "heldout")
 DECAY = 0.8
 """Share of the steps, to the last, over which the learning rate falls: near the end few gains come of its fall."""
 
@@ -273,11 +275,11 @@ def main() -> None:
     print(f"{a.steps:,} steps of {a.batch:,} rows, d_in {d_in}, {d_sae:,} features, seeds {a.seeds}; ", end="")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}\n")
     print(
-        "| variant | L0 | rate | EV (train rows) | +- | EV (held out) | change % |",
+        "| variant | L0 | rate | EV (held out) | +- | change % |",
         *(f" {name} at that L0 |" for name in peers),
         sep="",
     )
-    print("| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(peers), flush=True)
+    print("| --- | --- | --- | --- | --- | --- |" + " --- |" * len(peers), flush=True)
     course = {"steps": a.steps, "d_in": d_in, "d_sae": d_sae, "batch": a.batch, "decay": DECAY}
     records = {lr: Record(a.work / "runs.jsonl", {**course, "lr": lr}) for lr in a.lr}
     base = TrainOptions(
@@ -291,7 +293,7 @@ def main() -> None:
             for lr, record in records.items()
         }
         prefixes = TrainOptions(variant="matryoshka", expansion=a.expansion).prefixes(d_sae)
-        frontiers: dict[str, list[Frontier]] = {}
+        frontiers: dict[str, list[dict[str, Frontier]]] = {}
         reasons = {}
         for library, (python, reason) in peers.items():
             frontiers[library] = []
@@ -302,25 +304,22 @@ def main() -> None:
                     answers, reason = train_theirs(
                         python, library, variant, a.work, a.seeds, d_sae, lr, prefixes, record
                     )
-                    frontiers[library] += [frontier(answers, "train")] if answers else []
+                    if answers:
+                        frontiers[library].append({split: frontier(answers, split) for split in SPLITS})
             reasons[library] = reason
         for setting in OURS[variant][1]:
             tried = {lr: [answer for answer in ours[lr] if answer["setting"] == setting] for lr in a.lr}
             lr = max(a.lr, key=lambda lr: frontier(tried[lr], "heldout")[0][1])
-            ((l0, ev, deviation),) = frontier(tried[lr], "train")
-            theirs = [
-                f"{best_at(found, l0):.4f}" if found else reasons[library] for library, found in frontiers.items()
-            ]
-            cells = [
-                variant,
-                f"{l0:.1f}",
-                f"{lr:g}",
-                f"{ev:.4f}",
-                f"{deviation:.4f}",
-                f"{frontier(tried[lr], 'heldout')[0][1]:.4f}",
-                f"{100 * max(abs(answer['change']) for answer in tried[lr]):.2f}",
-            ]
-            print("| " + " | ".join([*cells, *theirs]) + " |", flush=True)
+            points = {split: frontier(tried[lr], split)[0] for split in SPLITS}
+            cells = [variant, f"{points['train'][0]:.1f}", f"{lr:g}"]
+            cells += [f"{points['train'][1]:.4f} ({points['heldout'][1]:.4f})", f"{points['train'][2]:.4f}"]
+            cells.append(f"{100 * max(abs(answer['change']) for answer in tried[lr]):.2f}")
+            for library, found in frontiers.items():
+                best = (
+                    {split: best_at([f[split] for f in found], points[split][0]) for split in SPLITS} if found else {}
+                )
+                cells.append(f"{best['train']:.4f} ({best['heldout']:.4f})" if best else reasons[library])
+            print("| " + " | ".join(cells) + " |", flush=True)
     for name, python in {environment: path for environment, path in given.items()}.items():
         print(f"\n- {name}: {versions(python, ('torch',))}")
 

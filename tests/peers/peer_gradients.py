@@ -2,8 +2,9 @@
 
 usage: python peer_gradients.py LIBRARY FOLDER
 
-FOLDER holds VARIANT.in.npz, or VARIANT-dead.in.npz: `x` (n, d), `dead` (F,) bool, numbers of the objective, and the
-weights by our names, W_enc (d, F), W_dec (F, d). Each gets an .out.npz of the loss and the gradients by the same names.
+FOLDER holds VARIANT.in.npz, or VARIANT-dead.in.npz: `x` (n, d), of a transcoder the target `y` (n, d), `dead` (F,)
+bool, numbers of the objective, and the weights by our names, W_enc (d, F), W_dec (F, d). Each gets an .out.npz of the
+loss and the gradients by the same names.
 """
 
 import sys
@@ -139,9 +140,53 @@ def of_dictionary_learning(variant: str, given: dict[str, np.ndarray], x: torch.
     return {"loss": loss.item(), **gradients}
 
 
+def of_sparsify(variant: str, given: dict[str, np.ndarray], x: torch.Tensor, dead: torch.Tensor) -> dict:
+    torch.cuda.is_bf16_supported = lambda *_, **__: False  # type: ignore[assignment]  # asked when it is imported
+    from sparsify.config import SparseCoderConfig
+    from sparsify.sparse_coder import SparseCoder
+
+    config = SparseCoderConfig(
+        k=int(given["k"]), num_latents=given["W_dec"].shape[0], transcode=variant == "transcoder"
+    )
+    coder = SparseCoder(x.shape[1], config, dtype=torch.float64)
+    names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "W_dec": "W_dec", "b_dec": "b_dec"}
+    weights = dict(coder.named_parameters())
+    for theirs, ours in names.items():
+        value = torch.from_numpy(given[ours].copy())
+        weights[theirs].data = value.T.contiguous() if ours == "W_enc" else value
+    y = torch.from_numpy(given["y"]) if variant == "transcoder" else None
+    output = coder(x, y, dead_mask=dead if dead.any() else None)
+    loss = output.fvu + float(given["aux"]) * output.auxk_loss
+    loss.backward()
+    gradients = {ours: weights[theirs].grad for theirs, ours in names.items()}
+    return {"loss": loss.item()} | gradients | {"W_enc": gradients["W_enc"].T}
+
+
+def of_post(variant: str, given: dict[str, np.ndarray], x: torch.Tensor, dead: torch.Tensor) -> dict:
+    from sae_training.sparse_autoencoder import SparseAutoencoder
+
+    n_features, d = given["W_dec"].shape
+    config = types.SimpleNamespace(
+        **{"d_in": d, "d_sae": n_features, "l1_coefficient": float(given["sparsity"]), "dtype": torch.float64},
+        **{"device": "cpu", "use_ghost_grads": bool(dead.any())},
+    )
+    sae = SparseAutoencoder(config)
+    names = ("W_enc", "b_enc", "W_dec", "b_dec")
+    for name in names:
+        getattr(sae, name).data = torch.from_numpy(given[name].copy())
+    loss = sae(x, dead)[2]
+    loss.backward()
+    return {"loss": loss.item()} | {name: getattr(sae, name).grad for name in names}
+
+
 def main() -> None:
     library, folder = sys.argv[1:]
-    compute = {"saelens": of_saelens, "dictionary_learning": of_dictionary_learning}[library]
+    compute = {
+        "saelens": of_saelens,
+        "dictionary_learning": of_dictionary_learning,
+        "sparsify": of_sparsify,
+        "post": of_post,
+    }[library]
     for path in sorted(Path(folder).glob("*.in.npz")):
         given, case = dict(np.load(path)), path.name.removesuffix(".in.npz")
         out = compute(case.split("-")[0], given, torch.from_numpy(given["x"]), torch.from_numpy(given["dead"]))

@@ -1,8 +1,10 @@
-"""Losses and gradients equal those of SAELens and dictionary_learning on the same weights and batch, up to a constant.
+"""Losses and gradients equal those of other libraries' training code on the same weights and batch, up to a constant.
 
-THRESHER_PEERS_VENVS names a folder of virtual environments, `saelens` and `dictionary_learning`, each with that library
-(`pip install sae-lens`, `pip install dictionary-learning`). Theirs is the squared error summed over coordinates, ours
-its mean: their loss is d times ours, with d times our coefficients. Where more differs, the case below says so.
+THRESHER_PEERS_VENVS names a folder of virtual environments: `saelens`, `dictionary_learning` and `sparsify`, each with
+that library (`pip install sae-lens`, `pip install dictionary-learning`, `pip install eai-sparsify`), and `post` with
+the source of the post's code. Of the first two the squared error is summed over coordinates, ours is its mean: their
+loss is d times ours, with d times our coefficients; sparsify's is a share of the batch's variance; the post's is ours.
+Where more differs, the case below says so.
 """
 
 import subprocess
@@ -37,16 +39,19 @@ LIMIT = 1e-10  # relative; all is float64
 # SAELens's gated SAE lets the gate's reconstruction train decoder and bias, which the paper stops (section 3.2).
 DIFFERS = {("saelens", "gated"): ("W_dec", "b_dec")}
 
-VARIANTS = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu", "gated")
+_ALL = ("relu", "topk", "batchtopk", "matryoshka", "jumprelu", "gated")
+VARIANTS = {"saelens": _ALL, "dictionary_learning": _ALL, "sparsify": ("topk", "transcoder"), "post": ("relu",)}
 REVIVED = {
     "saelens": ("topk", "batchtopk", "matryoshka", "jumprelu"),
     "dictionary_learning": ("topk", "batchtopk", "matryoshka"),
+    "sparsify": ("topk", "transcoder"),
+    "post": ("relu",),
 }
 """The variants for whose dead features a library has a loss."""
 CASES = [
     (library, variant, has_dead)
     for library, revived in REVIVED.items()
-    for variant in VARIANTS
+    for variant in VARIANTS[library]
     for has_dead in ((False, True) if variant in revived else (False,))
 ]
 
@@ -86,20 +91,24 @@ def problem(library: str, variant: str, has_dead: bool) -> dict[str, np.ndarray]
     dead = np.zeros(F, bool)
     dead[3::5] = has_dead
     given = {
-        "x": rng.standard_normal((N, D)),
+        "x": rng.standard_normal((N, D))
+        .astype(np.float32)
+        .astype(float),  # the post's code rounds what it reconstructs
         "dead": dead,
         "W_enc": rng.standard_normal((D, F)) * 0.3,
         # SAELens's AuxK has no relu: they agree where each row's aux_k largest dead features are above zero. In
         # dictionary_learning a feature that fires on this batch is not dead.
-        "b_enc": rng.standard_normal(F) * 0.1 - 0.5 + (3.0 if library == "saelens" else -3.0) * dead,
+        "b_enc": rng.standard_normal(F) * 0.1 - 0.5 + (3.0 if library in ("saelens", "sparsify") else -3.0) * dead,
         "W_dec": decoder,
         "b_dec": rng.standard_normal(D) * 0.2,
         "k": np.array(K),
         "prefixes": np.array(PREFIXES),
         "aux": np.array(1 / 32 if has_dead else 0.0),
-        "sparsity": np.array(0.0 if variant in ("topk", "batchtopk", "matryoshka") else 0.2),
+        "sparsity": np.array(0.2 if variant in ("relu", "jumprelu", "gated") else 0.0),
         "bandwidth": np.array(0.1),
     }
+    if variant == "transcoder":
+        given |= {"y": rng.standard_normal((N, D))}
     if variant == "gated":
         given |= {"r_mag": rng.standard_normal(F) * 0.2, "b_mag": rng.standard_normal(F) * 0.3}
     if variant == "jumprelu":
@@ -119,6 +128,8 @@ def make_sae(variant: str, given: dict[str, np.ndarray], *, centres_input: bool 
             return ReluSae(*weights)
         case "topk":
             return TopKSae(*weights, k=K)
+        case "transcoder":
+            return TopKSae(*weights, k=K, centres_input=False, output_mean=torch.zeros(D, dtype=torch.float64))
         case "batchtopk":
             return BatchTopKSae(*weights, k=K)
         case "matryoshka":
@@ -132,11 +143,12 @@ def our_step(
     library: str, variant: str, given: dict[str, np.ndarray], objective: Objective, **more: bool
 ) -> StepResult:
     sae, x = make_sae(variant, given, **more), torch.from_numpy(given["x"])
+    target = torch.from_numpy(given["y"]) if variant == "transcoder" else None
     is_dead = torch.from_numpy(given["dead"])
     if library == "dictionary_learning":
         is_dead = is_dead & ~compute_step(sae, x, None, objective).fired
     dead = is_dead.nonzero().squeeze(1)
-    return compute_step(sae, x, dead if len(dead) else None, objective)
+    return compute_step(sae, x, dead if len(dead) else None, objective, target=target)
 
 
 def in_their_names(variant: str, given: dict[str, np.ndarray], result: StepResult) -> dict[str, np.ndarray]:
@@ -172,6 +184,13 @@ def test_a_step_is_the_peers_but_for_a_constant(library, variant, has_dead, resu
         aux=float(given["aux"]),
         aux_k=D // 2,
     )
+    if library == "post":
+        factor = 1.0
+        objective = replace(objective, error="normalized", sparsity=float(given["sparsity"]))
+        objective = replace(objective, dead="ghost" if has_dead else "none")
+    if library == "sparsify":
+        y = given.get("y", given["x"])
+        factor = y.size / float(np.square(y - y.mean(0)).sum())
     if variant == "jumprelu":
         objective = replace(objective, aux=objective.aux / D)  # a sum over features: nothing of it was a mean
     if variant == "matryoshka":
@@ -199,8 +218,8 @@ def test_a_step_is_the_peers_but_for_a_constant(library, variant, has_dead, resu
     with capsys.disabled():
         print(f"\n{case}: {factor:.4g} x ours, loss off by {loss_error:.0e}, {len(errors)} gradients by", end=" ")
         print(f"at most {max(errors.values()):.0e}", end=" ")
-    # dictionary_learning takes its AuxK in float32.
-    limit = 1e-6 if has_dead and library == "dictionary_learning" else LIMIT
+    # dictionary_learning takes its AuxK in float32, the post the residual that its ghost gradients teach.
+    limit = 1e-6 if has_dead and library in ("dictionary_learning", "post") else LIMIT
     assert loss_error < limit
     for name, error in errors.items():
         assert error < limit, name

@@ -15,11 +15,13 @@ from click.testing import CliRunner
 from PIL import Image
 from thresher.analysis import report as report_module
 from thresher.analysis import report_sections
+from thresher.analysis.align_options import AlignOptions
 from thresher.analysis.attribute_table import AttributeTable
 from thresher.analysis.attributes_options import AttributesOptions
 from thresher.analysis.encode import encode
+from thresher.analysis.given_options import kept_options
 from thresher.analysis.known_attributes import attributes_of_run
-from thresher.analysis.options import StatsOptions
+from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.post import differences
 from thresher.analysis.report import report
 from thresher.analysis.report_numbers import cluster_table
@@ -380,3 +382,33 @@ def test_the_command_says_where_the_page_is_and_what_it_lacks(counted):
     assert shown.exit_code == 0, shown.output
     assert f"{counted.path}/report.html: 4 figures" in shown.output
     assert f"thresher align {counted.path}" in shown.output
+
+
+def test_every_section_names_the_command_that_made_it_with_its_options(make_store, make_run, monkeypatch):
+    store = make_store(n=300, thumbnails=False)
+    run = make_run(store.path)
+    other = make_store(n=200, thumbnails=False, name="other.zarr")
+    encode(run.path, EncodeOptions(store=str(other.path), rows=150, precision="bf16"))
+    stats(run.path, StatsOptions(figures=False, min_labelled=1, k=5, seed=2))
+    keys = [f"class {i % 5}/picture {i}.jpg" for i in range(200)]
+    values = [{"kind": ["odd" if i % 2 else "even"]} for i in range(200)]
+    table = AttributeTable(source="my table.csv", keys=keys, values=values, groups=None, group_column=None)
+    attributes_of_run(run.path, table, AttributesOptions(resamples=10, max_share=0.9, min_rows=9))
+    page = report_sections
+    opened, stored = open_run(run.path), open_statistics(run.path)
+    encoded = f"thresher encode {run.path} --store {other.path} --rows 150 --precision bf16"
+    counted = f"thresher stats {run.path} --k 5 --min-labelled 1 --no-figures --seed 2"
+    drawn = dict.fromkeys(("l0", "scatter", "density", "label_entropy"))
+    assert page.reconstruction_section(opened, stored, drawn, Beside(False)).command == f"{encoded} && {counted}"
+    assert page.features_section(opened, stored, drawn).command == counted
+    document = json.loads((run.path / "attributes.json").read_text())
+    made = f"thresher attributes {run.path} 'my table.csv' --min-rows 9 --max-share 0.9 --resamples 10"
+    assert page.attributes_section(opened, document).command == made
+    monkeypatch.setattr(page.findings, "alignment_table", lambda *_: NumberTable(caption="", numbers=[]))
+    aligned = kept_options(AlignOptions(project=True, neurons="mlp.zarr", other_blocks=False))
+    made = f"thresher align {run.path} --neurons mlp.zarr --project --no-other-blocks"
+    assert page.alignment_section(opened, {"options": aligned}, None).command == made
+    (run.path / "features.zarr").rename(run.path / "elsewhere.zarr")
+    stats(run.path, StatsOptions(from_store=True, split="heldout", figures=False, overwrite=True, min_labelled=1))
+    section = page.reconstruction_section(opened, open_statistics(run.path), drawn, Beside(False))
+    assert section.command == f"thresher stats {run.path} --split heldout --min-labelled 1 --from-store --no-figures"
