@@ -197,15 +197,12 @@ def train_theirs(
     prefixes: list[int],
     record: Record,
 ) -> tuple[list[Answer], str]:
-    """Train what is missing of the other library in processes of its own; all its answers, and why any is not there."""
+    """Train what is missing of the other library in a process of its own; all its answers, and why any is not there."""
     settings, reason = PEERS[library][variant], ""
-    for setting in settings:
-        left = record.missing(library, variant, setting, seeds)
-        if not left:
-            continue
-        command = [python, HERE / "quality" / "train_peer.py", library, variant, folder, "--d-sae", d_sae, "--lr", lr]
-        command += ["--decay", DECAY]
-        command += ["--seeds", *left, "--settings", setting, "--prefixes", *prefixes]
+    wanted = [f"{setting}:{seed}" for setting in settings for seed in record.missing(library, variant, setting, seeds)]
+    command = [python, HERE / "quality" / "train_peer.py", library, variant, folder, "--d-sae", d_sae, "--lr", lr]
+    command += ["--decay", DECAY, "--wanted", *wanted, "--prefixes", *prefixes]
+    if wanted:
         with (
             tempfile.TemporaryFile("w+") as errors,
             subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=errors, text=True) as run,
@@ -217,7 +214,6 @@ def train_theirs(
             if run.wait():
                 errors.seek(0)
                 reason = errors.read().strip().rpartition("\n")[2] or f"exit status {run.returncode}"
-                break
     return record.answers(library, variant, settings, seeds), reason
 
 

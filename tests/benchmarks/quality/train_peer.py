@@ -177,8 +177,7 @@ def main() -> None:
     parser.add_argument("library", choices=LIBRARIES)
     parser.add_argument("variant")
     parser.add_argument("data", type=Path)
-    parser.add_argument("--settings", nargs="+", type=float, required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, required=True)
+    parser.add_argument("--wanted", nargs="+", metavar="SETTING:SEED", required=True)
     parser.add_argument("--d-sae", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--decay", type=float, required=True)
@@ -187,12 +186,12 @@ def main() -> None:
     z = torch.from_numpy(np.load(a.data / "train.npy"))
     held_out = torch.from_numpy(np.load(a.data / "heldout.npy"))
     batches = np.load(a.data / "batches.npy")
-    for setting in a.settings:
-        for seed in a.seeds:
-            torch.manual_seed(seed)
-            code = LIBRARIES[a.library](a.variant, setting, batches, z, a.d_sae, a.lr, a.decay, a.prefixes)
-            answer = {"setting": setting, "seed": seed, "train": measure(code, z), "heldout": measure(code, held_out)}
-            print(json.dumps(answer), flush=True)
+    for wanted in a.wanted:
+        setting, seed = float(wanted.partition(":")[0]), int(wanted.partition(":")[2])
+        torch.manual_seed(seed)
+        code = LIBRARIES[a.library](a.variant, setting, batches, z, a.d_sae, a.lr, a.decay, a.prefixes)
+        answer = {"setting": setting, "seed": seed, "train": measure(code, z), "heldout": measure(code, held_out)}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
