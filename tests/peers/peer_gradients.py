@@ -171,6 +171,7 @@ def of_post(variant: str, given: dict[str, np.ndarray], x: torch.Tensor, dead: t
         **{"device": "cpu", "use_ghost_grads": bool(dead.any())},
     )
     sae = SparseAutoencoder(config)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # it rounds what it reconstructs
     names = ("W_enc", "b_enc", "W_dec", "b_dec")
     for name in names:
         getattr(sae, name).data = torch.from_numpy(given[name].copy())
