@@ -347,7 +347,8 @@ def _word(path: "Path | str") -> str:
 
 def _interval(summary: dict[str, Any], name: str) -> str:
     """The 95 % interval of a number of the split that statistics are of, where there is one."""
-    found = summary.get("intervals", {}).get("splits", {}).get(summary["split"], {}).get(name)
+    intervals = summary.get("intervals") or {}  # none of a matrix, nor straight from a store by an earlier version
+    found = intervals.get("splits", {}).get(summary["split"], {}).get(name)
     return "" if found is None else f" (95 %: {_short(found[0])} to {_short(found[1])})"
 
 

@@ -55,6 +55,8 @@ class SectionSums:
     """In the order of `SUMS`."""
     x_sum: NDArray[np.float64]
     """`(d_in,)`: sum of x."""
+    n_active: int = 0
+    """Activations > 0, where they are counted here: `features.zarr` has those of each row, and no sum."""
 
     @classmethod
     def zero(cls, split: int, row_start: int, row_stop: int, d_in: int) -> Self:
@@ -67,8 +69,9 @@ class SectionSums:
         norm: NDArray[np.float64],
         sse: NDArray[np.float64],
         l1: NDArray[np.float64],
+        n_active: int = 0,
     ) -> None:
-        """Add rows: x `(n, d_in)`; norm, squared error and sum of activations of each, `(n,)`."""
+        """Add rows: x `(n, d_in)`; norm, squared error and sum of activations of each, `(n,)`; activations of all."""
         nonzero = norm > 0
         ratio = np.divide(sse, norm, out=np.zeros_like(sse), where=nonzero)
         over_energy = np.divide(ratio, norm, out=np.zeros_like(sse), where=nonzero)
@@ -78,7 +81,7 @@ class SectionSums:
         centred = x - x_sum / len(x)  # (n, d_in) float64
         scatter = float(np.einsum("nd,nd->", centred, centred))
         sums = np.array([sse.sum(), ratio.sum(), over_energy.sum(), l1.sum(), scatter, nonzero.sum()])
-        self.merge(replace(self, n=len(x), sums=sums, x_sum=x_sum))
+        self.merge(replace(self, n=len(x), sums=sums, x_sum=x_sum, n_active=n_active))
 
     def merge(self, other: "SectionSums") -> None:
         """Add other rows of the same section and split."""
@@ -87,6 +90,7 @@ class SectionSums:
             shift = other.x_sum / other.n - self.x_sum / self.n
             scatter = float(shift @ shift) * self.n * other.n / (self.n + other.n)
         self.n += other.n
+        self.n_active += other.n_active
         self.sums += other.sums
         self.sums[SUMS.index("scatter")] += scatter
         self.x_sum += other.x_sum

@@ -22,8 +22,11 @@ def quality_intervals(features: FeatureActivations, *, seed: int = 0) -> dict[st
 
     A split of fewer than 20 sections has None for each: a few rows, or features that an earlier version encoded.
     """
-    sections = features.sections
-    l0 = _l0_of_sections(features)
+    return intervals_of_sections(features.sections, _l0_of_sections(features), seed=seed)
+
+
+def intervals_of_sections(sections: dict[str, NDArray[Any]], l0: NDArray[np.int64], *, seed: int = 0) -> dict[str, Any]:
+    """As `quality_intervals`, of the arrays of `sections/` and the activations > 0 on the rows of each."""
     splits = {}
     for name, codes in SPLIT_CODES.items():
         of = np.isin(sections["split"], codes)

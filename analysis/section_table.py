@@ -43,7 +43,8 @@ class SectionTable:
                 if (section, code) not in self._sums:
                     row_start, row_stop = self._edges[section : section + 2].tolist()
                     self._sums[section, code] = SectionSums.zero(code, row_start, row_stop, block.x.shape[1])
-                self._sums[section, code].add(block.x[at], block.norm[at], block.sse[at], block.l1[at])
+                n_active = int(block.counts[at].sum())
+                self._sums[section, code].add(block.x[at], block.norm[at], block.sse[at], block.l1[at], n_active)
 
     def copy(self) -> Self:
         """The same sums, to be added to."""

@@ -28,7 +28,7 @@ from .given_options import kept_options
 from .monosemanticity import embeddings_shape
 from .options import StatsOptions
 from .quality import Quality
-from .quality_intervals import quality_intervals
+from .quality_intervals import intervals_of_sections, quality_intervals
 from .scheduler import open_compute
 from .statistics import FeatureStatistics, dense_shape, dense_totals, sparse_totals
 from .stored_statistics import STATS_JSON, STATS_ZARR, Source, summarise, write_statistics
@@ -108,6 +108,8 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
                 source, k=options.k, task_bytes=options.task_bytes, compute=compute, reporter=reporter
             )
             totals, sections = fused.features, fused.sections.arrays()
+            n_active = np.array([section.n_active for section in fused.sections.sections()], np.int64)
+            intervals = intervals_of_sections(sections, n_active)
         else:
             totals = sparse_totals(
                 str(features.path.absolute()),
@@ -119,7 +121,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
                 compute=compute,
                 reporter=reporter,
             )
-            info, sections = features.info, features.sections
+            info, sections, intervals = features.info, features.sections, quality_intervals(features)
         # Rows of another split are passed over too; unreadable ones are what a reader wants to know of.
         totals.n_invalid = info.n_unreadable
         statistics = FeatureStatistics.of_totals(totals, min_labelled=options.min_labelled)
@@ -140,7 +142,7 @@ def stats(run_path: str | Path, options: StatsOptions | None = None, reporter: R
             _coherence(sae, info, split, statistics.is_alive, reporter),
             {name: q for name, q in quality.items() if q is not None},
         )
-        document |= {"options": kept, "intervals": None if features is None else quality_intervals(features)}
+        document |= {"options": kept, "intervals": intervals}
         with closing(FolderLock(run_path)), ExitStack() as stack:
             firings = None
             if features is None:

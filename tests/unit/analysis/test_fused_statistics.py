@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from click.testing import CliRunner
 from thresher.analysis.encode import encode
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.stats import stats
 from thresher.analysis.stored_statistics import open_statistics
+from thresher.cli import main
 from thresher.progress import Reporter
 from thresher.store.errors import StoreError
 
@@ -56,6 +58,23 @@ def test_they_equal_those_of_encode_and_stats_array_for_array(make_store, make_r
     for name in QUALITY:
         assert document[name] == pytest.approx(stored_document[name], rel=1e-13)
     assert not list(run.path.glob(".details-*"))
+    intervals, expected = document["intervals"]["splits"], stored_document["intervals"]["splits"]
+    assert intervals.keys() == expected.keys() == ({"train", "heldout", "all"} if split == "all" else {split, "all"})
+    for name, of_split in expected.items():
+        assert of_split["n_sections"] > 20
+        for number, wanted in of_split.items():
+            assert intervals[name][number] == pytest.approx(wanted, rel=1e-9), (name, number)
+
+
+def test_the_command_prints_the_intervals_that_encoding_before_gives(make_store, make_run):
+    run = make_run(make_store(n=2_000, thumbnails=False).path)
+    options = ["stats", str(run.path), "--quiet", "--no-figures", "--overwrite", "--split", "train"]
+    encode(run.path, EncodeOptions())
+    printed = [CliRunner().invoke(main, options), CliRunner().invoke(main, [*options, "--from-store"])]
+    assert [done.exit_code for done in printed] == [0, 0], printed[1].output
+    stored, fused = ([line for line in done.output.splitlines()[1:] if "95 %" in line] for done in printed)
+    assert len(stored) == 6
+    assert fused == stored
 
 
 def test_l0_without_the_uld_cluster_is_that_of_stored_features(make_store, make_run):
