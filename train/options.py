@@ -123,8 +123,8 @@ class TrainOptions:
     decoder_norm: bool = option(
         "Weigh each feature's L1 by the norm of its decoder row, which then is free (variant relu).", default=False
     )
-    bandwidth: float = option("Width of the kernel that trains thresholds (variant jumprelu).", default=0.05)
-    initial_threshold: float = option("Where thresholds start (variant jumprelu).", default=0.01)
+    bandwidth: float = option("Width of the kernel that trains thresholds (variant jumprelu).", default=0.2)
+    initial_threshold: float = option("Where thresholds start (variant jumprelu).", default=0.2)
     dead_remedy: str | None = option(
         "What revives dead features: the post's ghost gradients, AuxK, JumpReLU's pre-activation loss, Anthropic's "
         "resampling; by default that of the variant's paper (relu: none).",
