@@ -232,12 +232,14 @@ def frontier(answers: list[Answer], split: str) -> Frontier:
 
 
 def best_at(frontiers: list[Frontier], l0: float) -> float:
-    """The largest explained variance of frontiers at an L0, linear in its logarithm; NaN outside of all."""
-    found = []
+    """The largest explained variance of frontiers at an L0, linear in its logarithm; NaN beyond 5 % outside of all."""
+    found = [np.nan]
     for points in frontiers:
-        l0s, evs = np.log([p[0] for p in points]), [p[1] for p in points]
-        inside = l0s[0] - 1e-6 <= np.log(l0) <= l0s[-1] + 1e-6
-        found.append(float(np.interp(np.log(l0), l0s, evs)) if inside else np.nan)
+        l0s, evs = np.log([p[0] for p in points]), np.array([p[1] for p in points])
+        if len(points) > 1 and l0s[0] - 0.05 <= np.log(l0) <= l0s[-1] + 0.05:
+            left = int(np.clip(np.searchsorted(l0s, np.log(l0)) - 1, 0, len(points) - 2))
+            slope = (evs[left + 1] - evs[left]) / (l0s[left + 1] - l0s[left])
+            found.append(float(evs[left] + slope * (np.log(l0) - l0s[left])))
     return float(np.nanmax(found)) if not np.isnan(found).all() else np.nan
 
 
