@@ -6,7 +6,7 @@ refused, and so is a look at a tensor's memory from numpy. Kernels themselves ar
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +80,8 @@ class PretendCuda(TorchDispatchMode):
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) -> Any:
     name = func.overloadpacket.__name__
+    if name in ("_pin_memory", "pin_memory"):  # page-locked memory is of the driver
+        return args[0].clone()
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     on_gpu = [leaf for leaf in given if isinstance(leaf, OnGpu)]
     # numbers of the CPU, 0-d, go with any device
@@ -124,22 +126,28 @@ class _Event:
         pass
 
 
+def _then_moved(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def made(data: Any, *, device: Any = None, **options: Any) -> Tensor:
+        return make(data, **options) if device is None else make(data, **options).to(device)
+
+    return made
+
+
 @contextmanager
 def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendCuda]:
     """The device, for this thread, until the block ends."""
-    tensor, empty = torch.tensor, torch.empty
+    empty = torch.empty
 
     def unpinned(*shape: Any, pin_memory: bool = False, **options: Any) -> Tensor:
         return empty(*shape, **options)
 
-    def made(data: Any, *, device: Any = None, **options: Any) -> Tensor:
-        return tensor(data, **options) if device is None else tensor(data, **options).to(device)
-
-    monkeypatch.setattr(torch, "empty", unpinned)  # page-locked memory is of the driver
-    monkeypatch.setattr(torch, "tensor", made)
+    monkeypatch.setattr(torch, "empty", unpinned)
+    for name in ("tensor", "as_tensor"):  # these ask the driver before any mode sees them
+        monkeypatch.setattr(torch, name, _then_moved(getattr(torch, name)))
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: ("stream of", torch.device(device)))
     monkeypatch.setattr(torch.cuda, "Event", _Event)
