@@ -117,14 +117,19 @@ def _alts(stored: StoredStatistics) -> dict[str, tuple[str, str]]:
     }
 
 
-def alignment_figures(run_path: Path) -> list[Figure]:
-    """The figures that `align` left."""
-    return [
-        Figure(path=path, alt=alt, caption=caption)
-        for name, (alt, caption) in _ALIGNMENT.items()
-        for path in [run_path / "figures" / f"{name}.png"]
-        if path.exists()
-    ]
+def alignment_figures(run_path: Path, alignment: Mapping[str, Any]) -> list[Figure]:
+    """The figures that `align` left of this alignment; an earlier one with other options may have left more."""
+    found = []
+    for side in alignment.get("sides", ("encoder",)):
+        is_decoder = side == "decoder"
+        for name, (alt, caption) in _ALIGNMENT.items():
+            if name == "alignment_entropy" and (is_decoder or not alignment.get("neurons")):
+                continue
+            path = run_path / "figures" / f"{name}{'_decoder' if is_decoder else ''}.png"
+            if path.exists():
+                whose = "Decoder vectors. " if is_decoder else ""
+                found.append(Figure(path=path, alt=whose + alt, caption=whose + caption))
+    return found
 
 
 def sheets(run_path: Path) -> list[Figure]:

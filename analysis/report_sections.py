@@ -137,7 +137,7 @@ def alignment_section(run: Run, alignment: dict[str, Any] | None, post: Beside) 
     common: dict[str, Any] = {"id": "alignment", "title": "Features and neurons"}
     if alignment is None:
         return Section(**common, absent=f"No neuron alignment yet: `thresher align {_word(run.path)}` makes it.")
-    figures = alignment_figures(run.path)
+    figures = alignment_figures(run.path, alignment)
     again = f"`thresher align {_word(run.path)} --overwrite`"
     return Section(
         **common,

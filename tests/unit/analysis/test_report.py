@@ -24,6 +24,7 @@ from thresher.analysis.known_attributes import attributes_of_run
 from thresher.analysis.options import EncodeOptions, StatsOptions
 from thresher.analysis.post import differences
 from thresher.analysis.report import report
+from thresher.analysis.report_figures import alignment_figures
 from thresher.analysis.report_numbers import cluster_table
 from thresher.analysis.report_page import NumberTable
 from thresher.analysis.report_text import Beside
@@ -291,6 +292,19 @@ def test_an_alignment_without_figures_says_what_draws_them(counted, monkeypatch)
     picture.unlink()
     assert drawn.text == []
     assert len(drawn.figures) == 1
+
+
+def test_the_figures_are_those_of_the_alignment_that_is_there(tmp_path):
+    (tmp_path / "figures").mkdir()
+    names = ["alignment_cosines", "alignment_entropy", "alignment_cosines_decoder"]
+    for name in names:
+        (tmp_path / "figures" / f"{name}.png").write_bytes(b"")
+
+    def shown(**alignment):
+        return [figure.path.stem for figure in alignment_figures(tmp_path, alignment)]
+
+    assert shown(sides={"encoder": {}, "decoder": {}}, neurons={"projection": {}}) == names
+    assert shown(sides={"encoder": {}}, neurons={}) == names[:1]  # an earlier one left the others
 
 
 def test_a_damaged_document_is_named_and_a_run_without_statistics_told_what_to_do(counted, make_store, make_run):
