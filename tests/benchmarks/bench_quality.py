@@ -64,7 +64,7 @@ PEERS = {
         "batchtopk": KS,
         "matryoshka": KS,
         "relu": (0.4, 1.0, 2.0, 4.0),
-        "gated": (1.0, 2.0, 4.0, 8.0, 16.0),
+        "gated": (0.4, 1.0, 2.0, 4.0, 8.0),
         "jumprelu": (0.1, 0.3, 1.0, 3.0),
     },
     "overcomplete": {
