@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from interrupts import hear_interrupts
 from PIL import Image
 
 THRESHER = Path(sys.executable).with_name("thresher")
@@ -165,11 +166,6 @@ def test_a_damaged_store_is_refused_verify_says_where_and_repairs_it(
     data[1000] ^= 1
     assert chunk.read_bytes() == data
     assert "every checksum as committed" in inside("verify", "emoji.zarr", cwd=tmp_path).stdout
-
-
-def hear_interrupts():
-    """Undo what a shell does to its background jobs, which would ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupted(command, folder, watched):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
+from interrupts import hear_interrupts
 from thresher.analysis.explorer import serve
 from thresher.cli import main
 
@@ -34,6 +35,7 @@ def started(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,
     )
     try:
         line = process.stdout.readline()
@@ -86,6 +88,7 @@ def test_it_ends_within_two_seconds_though_the_tower_computes(run_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,
     )
     try:
         address = re.search(r"http://127.0.0.1:(\d+)/", process.stdout.readline())
