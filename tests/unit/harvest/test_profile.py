@@ -40,16 +40,16 @@ def slow(monkeypatch, where, name, seconds):
 
 
 def test_the_stage_that_is_slow_has_the_time(options, folder, tmp_path, monkeypatch):
-    slow(monkeypatch, batches, "decode_image", 0.05)  # 12 images, 0.6 s
+    decoding = slow(monkeypatch, batches, "decode_image", 0.05)
+    beginning = slow(monkeypatch, WindowWriter, "begin", 0.0)
     writing = slow(monkeypatch, WindowWriter, "write", 0.1)
     listener = Listener()
     result = harvest(options(profile=True), folder, tmp_path / "s.zarr", listener)
     seconds = {stage.stage: stage.seconds for stage in result.profile}
     assert len(writing) == 3
-    assert 0.6 <= seconds["decode"] == max(seconds.values())
-    assert (
-        0.1 <= seconds["commit"] < sum(writing)
-    )  # the last one at least is waited for; the others hide behind decoding
+    assert 0.6 <= seconds["decode"] < sum(decoding[-12:]) + 0.29  # of 12 images
+    # The last write at least is waited for; at least one of the others hides behind decoding.
+    assert 0.1 <= seconds["commit"] < sum(writing) + sum(beginning) - 0.1
     assert sum(stage.share for stage in result.profile) == pytest.approx(1)
     assert sum(seconds.values()) == pytest.approx(result.seconds, rel=0.5)
     table = listener.said[-6:]
