@@ -9,6 +9,7 @@ loss and the gradients by the same names.
 
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,7 @@ def of_dictionary_learning(variant: str, given: dict[str, np.ndarray], x: torch.
         weights[theirs].data = value.T.contiguous() if is_transposed else value
     if variant in ("topk", "batchtopk", "matryoshka"):
         trainer.num_tokens_since_fired[dead] = trainer.dead_feature_threshold
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # it rounds in its AuxK
     loss = trainer.loss(x, step=1)
     loss.backward()
     gradients = {
@@ -172,12 +174,130 @@ def of_post(variant: str, given: dict[str, np.ndarray], x: torch.Tensor, dead: t
     )
     sae = SparseAutoencoder(config)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # it rounds what it reconstructs
-    names = ("W_enc", "b_enc", "W_dec", "b_dec")
-    for name in names:
-        getattr(sae, name).data = torch.from_numpy(given[name].copy())
-    loss = sae(x, dead)[2]
+    return _by_our_names(sae, given, lambda: sae(x, dead)[2])
+
+
+def of_overcomplete(variant: str, given: dict[str, np.ndarray], x: torch.Tensor, dead: torch.Tensor) -> dict:
+    import matplotlib as mpl
+
+    if not hasattr(mpl.cm, "get_cmap"):  # its import needs what newer versions of matplotlib lack
+        mpl.cm.get_cmap = mpl.colormaps.get_cmap
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks" / "step"))
+    from implementations import _without_imports
+
+    _without_imports("timm", "cv2", "skimage", "torchvision")
+    from overcomplete.sae import SAE, BatchTopKSAE, JumpSAE, TopKSAE, losses
+
+    n_features, d = given["W_dec"].shape
+    k, penalty = int(given["k"]), float(given["sparsity"])
+    # Its norm of rows, 1 - 1e-8, is given to the weights, beside the gradient.
+    shared = {"input_shape": d, "nb_concepts": n_features, "dictionary_params": {"normalization": "identity"}}
+    names = {"encoder.final_block.0.weight": "W_enc", "encoder.final_block.0.bias": "b_enc"}
+    names |= {"dictionary._weights": "W_dec"}
+    match variant:
+        case "relu":
+            sae = SAE(**shared)
+        case "topk":
+            sae = TopKSAE(**shared, top_k=k)
+        case "batchtopk":
+            sae = BatchTopKSAE(**shared, top_k=k * len(x))
+        case "jumprelu":
+            sae = JumpSAE(**shared, kernel="rectangle", bandwidth=float(given["bandwidth"]))
+            sae.thresholds.data = torch.from_numpy(given["threshold"]).log()
+    weights = dict(sae.named_parameters())
+    for theirs, ours in names.items():
+        value = torch.from_numpy(given[ours].copy())
+        weights[theirs].data = value.T.contiguous() if ours == "W_enc" else value
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # it rounds the number of the dead
+    pre, codes, x_hat = sae.train()(x)
+    scored = (x, x_hat, pre, codes, sae.get_dictionary())
+    if dead.any() and variant == "topk":
+        loss = losses.top_k_auxiliary_loss(*scored, penalty=float(given["aux"]))
+    else:
+        loss = losses.mse_l1(*scored, penalty=penalty)
+    if dead.any() and variant == "jumprelu":
+        loss = loss + losses.reanimation_regularizer(*scored, penalty=float(given["aux"]))
     loss.backward()
-    return {"loss": loss.item()} | {name: getattr(sae, name).grad for name in names}
+    gradients = {ours: weights[theirs].grad for theirs, ours in names.items()}
+    gradients["W_enc"] = gradients["W_enc"].T
+    if variant == "jumprelu":  # its parameter is the logarithm
+        gradients["threshold"] = sae.thresholds.grad / sae.thresholds.data.exp()
+    return {"loss": loss.item()} | gradients
+
+
+def of_saev(variant: str, given: dict[str, np.ndarray], x: torch.Tensor, dead: torch.Tensor) -> dict:
+    from saev.nn import modeling, objectives
+
+    n_features, d = given["W_dec"].shape
+    top = {"top_k": int(given["k"]), "aux": modeling.AuxK(k_aux=d // 2, alpha=float(given["aux"]))}
+    match variant:
+        case "relu":
+            activation = modeling.Relu(sparsity=modeling.L1Sparsity(coeff=float(given["sparsity"])))
+        case "topk":
+            activation = modeling.TopK(**top)
+        case "batchtopk" | "matryoshka":
+            activation = modeling.BatchTopK(**top)
+    sae = modeling.SparseAutoencoder(
+        modeling.SparseAutoencoderConfig(d_model=d, d_sae=n_features, activation=activation)
+    )
+    prefixes = given["prefixes"] if variant == "matryoshka" else np.array([n_features])
+    objectives.sample_prefixes = lambda *_: torch.from_numpy(prefixes)  # it draws them anew at each step
+    objective = objectives.get_objective(objectives.Matryoshka(n_prefixes=len(prefixes)))
+    objective.toks_since_active = dead * objective.cfg.dead_threshold_tokens
+    return _by_our_names(sae, given, lambda: objective(sae, x)[0].loss)
+
+
+def of_saev_release(variant: str, given: dict[str, np.ndarray], x: torch.Tensor, dead: torch.Tensor) -> dict:
+    from saev import config
+    from saev.nn import SparseAutoencoder
+
+    n_features, d = given["W_dec"].shape
+    settings = config.SparseAutoencoder(
+        d_vit=d, exp_factor=n_features // d, sparsity_coeff=float(given["sparsity"]), ghost_grads=False
+    )
+    sae = SparseAutoencoder(settings)
+    return _by_our_names(sae, given, lambda: sae(x)[2].loss)
+
+
+def of_prisma(variant: str, given: dict[str, np.ndarray], x: torch.Tensor, dead: torch.Tensor) -> dict:
+    from vit_prisma.sae.config import VisionModelSAERunnerConfig
+    from vit_prisma.sae.sae import GatedSparseAutoencoder, StandardSparseAutoencoder
+    from vit_prisma.sae.transcoder import Transcoder
+
+    n_features, d = given["W_dec"].shape
+    has_k = variant in ("topk", "transcoder")
+    config = VisionModelSAERunnerConfig(
+        **{"d_in": d, "d_out": d, "expansion_factor": n_features // d, "normalize_activations": "none"},
+        **{"_device": "cpu", "_dtype": "float64", "l1_coefficient": float(given["sparsity"])},
+        architecture="gated" if variant == "gated" else "standard",
+        activation_fn_str="topk" if has_k else "relu",
+        activation_fn_kwargs={"k": int(given["k"])} if has_k else {},
+        use_ghost_grads=bool(dead.any()),
+        transcoder_with_skip_connection=False,
+    )
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]  # it rounds the residual
+    if variant == "transcoder":
+        coder = Transcoder(config)
+        y = torch.from_numpy(given["y"])
+        return _by_our_names(coder, given, lambda: coder(x, y)[2], b_dec="b_dec_out")
+    if variant == "gated":
+        gated = GatedSparseAutoencoder(config)
+        vectors = {"b_enc": "b_gate", "r_mag": "r_mag", "b_mag": "b_mag"}
+        return _by_our_names(gated, given, lambda: gated(x)[2], **vectors)
+    sae = StandardSparseAutoencoder(config)
+    return _by_our_names(sae, given, lambda: sae(x, dead if dead.any() else None)[2])
+
+
+def _by_our_names(
+    sae: torch.nn.Module, given: dict[str, np.ndarray], loss_of: Callable[[], torch.Tensor], **theirs: str
+) -> dict:
+    """Loss and gradients of a library whose matrices lie as ours do, its names being ours but for `theirs`."""
+    names = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")} | theirs
+    for ours, name in names.items():
+        getattr(sae, name).data = torch.from_numpy(given[ours].copy())
+    loss = loss_of()
+    loss.backward()
+    return {"loss": loss.item()} | {ours: getattr(sae, name).grad for ours, name in names.items()}
 
 
 def main() -> None:
@@ -186,6 +306,10 @@ def main() -> None:
         "saelens": of_saelens,
         "dictionary_learning": of_dictionary_learning,
         "sparsify": of_sparsify,
+        "overcomplete": of_overcomplete,
+        "saev": of_saev,
+        "saev_release": of_saev_release,
+        "prisma": of_prisma,
         "post": of_post,
     }[library]
     for path in sorted(Path(folder).glob("*.in.npz")):
