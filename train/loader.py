@@ -60,6 +60,7 @@ class BatchLoader:
             n_ranks=n_ranks,
             equal_shares=False,  # the trainer adds up what its processes find, over all rows
         )
+        self._samples: dict[tuple[int, int], list[Tensor]] = {}
         self.n_rows = self._reader.n_rows
         self.plan = self._reader.plan
         # Of whole batches, of which `_reader` may give a share.
@@ -81,17 +82,23 @@ class BatchLoader:
     def sample(self, n: int, step: int = 0) -> list[Tensor]:
         """The first `n` rows of the stream from a step on: `(n, d_in)` float32 on the CPU, one an array.
 
-        At most those of one pass, so that each comes once.
+        At most those of one pass, so that each comes once. Kept, for whoever else asks for it, until the next one or
+        the next of `batches`.
         """
         n, batch = min(n, self.n_rows), self._whole.batch_size
-        read = list(map(self._host, self._whole.batches(step, step - (-n // batch))))
-        return [torch.cat(parts)[:n] for parts in zip(*read, strict=True)]
+        if (n, step) not in self._samples:
+            self._samples.clear()
+            read = list(map(self._host, self._whole.batches(step, step - (-n // batch))))
+            self._samples[n, step] = [torch.cat(parts)[:n] for parts in zip(*read, strict=True)]
+        return self._samples[n, step]
 
     def batches(self, first: int, stop: int) -> Generator[list[Tensor], None, None]:
         """Batches `first` to `stop`, this rank's share, read ahead. Close the iterator to end the reading."""
+        self._samples.clear()
         with closing(self._reader.batches(first, stop)) as batches:
             for _, values in on_device(batches, self._arrays, self._device):
                 yield values
+                self._samples.clear()
 
     def _host(self, batch: Batch) -> list[Tensor]:
         return [array.tensor(values).float() for array, values in zip(self._arrays, batch.values, strict=True)]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..store.format import Site
 from ..store.loading import LoadingPlan, plan_loading, require_training_rows
 from ..store.reader import ActivationArray, ActivationStore, open_store
 from .configuration import check_resumable, choose_site, choose_target, describe_run
+from .evaluation import read_blocks
 from .loader import BatchLoader
 from .logs import require_loggers
 from .member import Member, Source
@@ -119,6 +120,7 @@ def train_together(
     """Train several SAEs from one stream of batches, each into its own run directory.
 
     Each becomes what it would be alone: it sees the same rows in the same order, and shares nothing but their reading.
+    Whatever their number, each batch, sample and held-out row is read once.
 
     Parameters
     ----------
@@ -273,6 +275,7 @@ class _Training:
     ) -> None:
         self._options = next(iter(members.values()))
         self._loader, self._device, self._reporter, self._ranks = loader, device, reporter, ranks
+        self._sources, self._spliced = sources, spliced
         self._results: dict[Path, TrainResult] = {}
         self._failures: list[Failure] = []
         self._members: dict[Path, Member] = {}
@@ -296,18 +299,22 @@ class _Training:
                 if self._members:  # not all have failed as they started
                     self._announce()
                     self._steps()
-                for path, member in list(self._members.items()):
-                    try:
-                        self._results[path] = member.finish()
-                        if warning := self._results[path].missed_target:
-                            self._reporter.warn(warning)
-                    except FAILURES as error:
-                        self._fail(path, error)
+                self._evaluate(list(self._members))
+                self._each(list(self._members), self._finish)
                 self._ranks.wait()
         finally:
             for member in self._members.values():
                 member.close()
         return [self._results[path] for path in self._order if path in self._results], self._failures
+
+    def _each(self, paths: Sequence[Path], act: Callable[..., object], *arguments: object) -> None:
+        """Let each of these members act, if it has not failed before; one that fails here stops alone."""
+        for path in paths:
+            if path in self._members:
+                try:
+                    act(self._members[path], *arguments)
+                except FAILURES as error:
+                    self._fail(path, error)
 
     def _fail(self, path: Path, error: Exception) -> None:
         """Go on without a member that failed; raise where it is none of a sweep.
@@ -382,10 +389,11 @@ class _Training:
             for batch in batches:
                 if not self._members:
                     break
-                for path, member in list(self._members.items()):
-                    if member.state.step == self._step:  # one that was resumed may be ahead
-                        self._take(path, member, batch)
+                # One that was resumed may be ahead.
+                paths = [path for path, member in self._members.items() if member.state.step == self._step]
+                self._each(paths, self._take, batch)
                 self._step += 1
+                self._after_step(paths)
                 if not is_forecast and (
                     self._step % options.log_every == 0 or time.monotonic() - start[0] > _FORECAST_AFTER_S
                 ):
@@ -394,13 +402,41 @@ class _Training:
                 self._show(task)
                 self._stop_if_asked()
 
-    def _take(self, path: Path, member: Member, batch: list[Tensor]) -> None:
-        try:
-            result = member.take_step(batch)
-            member.log_step(batch, result)
-            member.after_step()
-        except FAILURES as error:
-            self._fail(path, error)
+    def _take(self, member: Member, batch: list[Tensor]) -> None:
+        member.log_step(batch, member.take_step(batch))
+
+    def _after_step(self, paths: Sequence[Path]) -> None:
+        """Have members that took a step evaluated, and write their checkpoints, where it is time to."""
+        options, step = self._options, self._step
+        if step == options.steps:
+            return
+        # What an SAE costs its tower falls within the first tens of steps.
+        is_early = self._spliced is not None and step < options.eval_every and step.bit_count() == 1
+        if is_early or (options.eval_every and step % options.eval_every == 0):
+            self._evaluate(paths)
+        if options.checkpoint_every and step % options.checkpoint_every == 0:
+            self._each(paths, Member.checkpoint)
+
+    def _evaluate(self, paths: Sequence[Path]) -> None:
+        """Log the numbers of members, for all of which the held-out rows are read once."""
+        sources = [self._sources[path] for path in paths if path in self._members]
+        if self._ranks.rank != 0 or not sources:
+            return
+        arrays = list(dict.fromkeys(array for source in sources for array in (source.activations, source.target)))
+        start, stop = arrays[0].store.split("heldout")
+        if self._options.eval_rows:
+            stop = min(stop, start + self._options.eval_rows)
+        with closing(read_blocks(arrays, start, stop, self._device)) as blocks:
+            for block in blocks:
+                self._each(paths, Member.observe, block)
+                if self._members.keys().isdisjoint(paths):
+                    break
+        self._each(paths, Member.evaluate)
+
+    def _finish(self, member: Member) -> None:
+        result = self._results[member.run.path] = member.finish()
+        if result.missed_target:
+            self._reporter.warn(result.missed_target)
 
     def _show(self, task: Task) -> None:
         if self._sweep is not None or len(self._order) > 1:
@@ -434,15 +470,14 @@ class _Training:
         if not name or step >= options.steps:
             return
         text = f"stopped by {name} after step {step:,} of {options.steps:,}"
-        for path, member in list(self._members.items()):
-            try:
-                member.checkpoint()
-                member.log.say(text)
-            except FAILURES as error:
-                self._fail(path, error)
+        self._each(list(self._members), self._leave, text)
         self._ranks.wait()  # torchrun ends all processes with the first that ends: not before it is written
         place = self._order[0] if self._sweep is None else self._order[0].parent
         raise TrainingStopped(f"{place}: {text}, checkpoint written: go on with the same command and --resume.")
+
+    def _leave(self, member: Member, text: str) -> None:
+        member.checkpoint()
+        member.log.say(text)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -12,9 +12,8 @@ from torch import Tensor
 from ..store.errors import StoreError
 from ..store.reader import ActivationArray
 from .checkpoint import TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint
-from .coherence import decoder_coherence
 from .early_warning import off_centre_warning
-from .evaluation import count_almost_dead, evaluate
+from .evaluation import Block, Evaluation
 from .initialise import decoder_bias, input_scaling, new_sae
 from .loader import BatchLoader
 from .logs import open_loggers
@@ -91,6 +90,8 @@ class Member:
         self.run, self.options, self.warnings = run, options, list[str]()
         self._spliced, self._spliced_numbers = spliced, dict[str, Any]()
         self._source, self._loader, self._device, self._ranks = source, loader, device, ranks
+        self._evaluation: Evaluation | None = None  # under way
+        self._held_out: ReconstructionResult | None = None  # what the last one found
         self._objective = Objective(
             error=options.resolved_error,
             decoder_norm=options.decoder_norm,
@@ -271,18 +272,6 @@ class Member:
             **self._spliced_shown(),
         }
 
-    def after_step(self) -> None:
-        """Evaluate and write a checkpoint, where it is time to."""
-        options, step = self.options, self.state.step
-        if step == options.steps:
-            return
-        # What an SAE costs its tower falls within the first tens of steps.
-        is_early = self._spliced is not None and step < options.eval_every and step.bit_count() == 1
-        if is_early or (options.eval_every and step % options.eval_every == 0):
-            self.evaluate()
-        if options.checkpoint_every and step % options.checkpoint_every == 0:
-            self.checkpoint()
-
     def checkpoint(self) -> None:
         """Write all that the next step depends on."""
         self.stop_if_not_finite()
@@ -295,11 +284,19 @@ class Member:
         """Features that did not fire on the last `dead_after_rows` rows."""
         return int((self.state.rows_since_fired > self.options.dead_after_rows).sum())
 
-    def evaluate(self) -> ReconstructionResult | None:
-        """Log the numbers of `docs/definitions.md` on held-out rows; None where the store has none."""
-        if self._ranks.rank != 0:
-            return None
-        result, numbers = self._reconstruction()
+    def observe(self, block: Block) -> None:
+        """Add held-out rows to the evaluation that is under way."""
+        if self._evaluation is None:
+            self._evaluation = Evaluation(self.state.sae, self._source.activations, self._source.target)
+        self._evaluation.update(block)
+
+    def evaluate(self) -> None:
+        """Log the numbers of `docs/definitions.md` on the held-out rows observed, and on images."""
+        evaluation, self._evaluation = self._evaluation, None
+        self._held_out, numbers = None, dict[str, Any]()
+        if evaluation is not None:
+            self._held_out = evaluation.result()
+            numbers = {**self._held_out.to_json(), **evaluation.of_features()}
         if self._spliced is not None:
             site, target = self._source.activations.site, self._source.target.site
             self._spliced_numbers = self._spliced.evaluate(
@@ -309,30 +306,10 @@ class Member:
         step, rows = self.state.step, self.state.step * self.options.batch_size
         if numbers or self._spliced_numbers:
             self.log.metrics({"step": step, "rows": rows, "split": "heldout", **numbers, **self._spliced_numbers})
-        return result
 
     def _spliced_shown(self) -> dict[str, object]:
         names = {"contrastive_loss": "spliced", "loss_recovered": "recovered", "zero_shot_top1": "top1"}
         return {shown: self._spliced_numbers[name] for name, shown in names.items() if self._spliced_numbers}
-
-    def _reconstruction(self) -> tuple[ReconstructionResult | None, dict[str, Any]]:
-        """What the held-out rows say of it, and the same with the state of its features as metrics.jsonl holds it."""
-        source, sae = self._source, self.state.sae
-        start, stop = source.activations.store.split("heldout")
-        if self.options.eval_rows:
-            stop = min(stop, start + self.options.eval_rows)
-        if start == stop:
-            return None, {}
-        n_active = torch.zeros_like(self.state.rows_since_fired)
-        target = source.target if source.is_transcoder else None
-        result = evaluate(sae, source.activations, start, stop, target, n_active)
-        n_almost_dead = count_almost_dead(n_active, result.n_rows)
-        return result, {
-            **result.to_json(),
-            "n_almost_dead": n_almost_dead,
-            "share_almost_dead": n_almost_dead / sae.d_sae,
-            "decoder_coherence": decoder_coherence(sae.decoder),
-        }
 
     def stop_if_not_finite(self) -> None:
         """Raise `TrainingStopped` where the loss of a step was not finite."""
@@ -366,9 +343,8 @@ class Member:
         raise TrainingStopped(f"{self.run.path}: {text}. {kept}")
 
     def finish(self) -> TrainResult:
-        """Evaluate, and write the weights: the run's last file."""
-        options, state = self.options, self.state
-        held_out = self.evaluate()
+        """Write the weights, the run's last file, after the last evaluation."""
+        options, state, held_out = self.options, self.state, self._held_out
         self.stop_if_not_finite()
         self._stop_if_weights_are_not_finite()
         missed = missed_target(self.run.path, options.target_l0, held_out, state.penalty.l0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from listener import Listener
 from PIL import Image
+from thresher.analysis import spliced_training
 from thresher.analysis.evaluation_images import captioned, decoded, held_out_images
 from thresher.analysis.evaluation_setting import Captions, load_model, training_mean
 from thresher.analysis.fidelity import evaluate_fidelity, fidelity
@@ -27,6 +28,7 @@ from thresher.store.errors import StoreError
 from thresher.store.format import SITES, Site
 from thresher.store.reader import open_store
 from thresher.train.run_dir import open_run
+from thresher.train.sweep import train_sweep
 
 CLASSES = ("n01440764", "red_ball", "zebra")
 LAYER = 4
@@ -341,6 +343,23 @@ def test_original_and_ablated_losses_of_a_sweep_are_computed_once(made, tower):
         assert found["n_images"] == 6
     handle.remove()
     assert len(passes) == 3  # the spliced ones alone
+
+
+def test_the_images_of_a_sweep_are_decoded_once(made, tmp_path, monkeypatch):
+    n_decoded = []
+
+    def counted(*arguments, **options):
+        for places, pixels in decoded(*arguments, **options):
+            n_decoded.append(len(places))
+            yield places, pixels
+
+    monkeypatch.setattr(spliced_training, "decoded", counted)
+    given = {"k": [4, 8, 12], "expansion": [2], "batch_size": [64], "rows": [320], "warmup": [2], "device": ["cpu"]}
+    result = train_sweep(
+        {**given, "images": [str(made.other)]}, made.store, tmp_path / "sweep", splicer=spliced_training.splicer
+    )
+    assert {each.spliced["n_images"] for each in result.results.values()} == {24}
+    assert sum(n_decoded) == 24
 
 
 def test_a_run_trained_with_images_logs_what_its_tower_scores(made):

@@ -1,5 +1,7 @@
 """Batches: each training row once a pass, the same rows for the same step, errors where the batch is wanted."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,23 @@ def test_a_sample_holds_each_row_at_most_once(small_store):
     (everything,) = batches.sample(10_000)
     assert len(everything) == batches.n_rows == 692
     assert len(everything.unique(dim=0)) == 692
+
+
+def test_a_sample_is_kept_until_the_next_one_or_the_next_batch(small_store):
+    batches = loader(small_store)
+    kept = weakref.ref(batches.sample(100)[0])
+    assert batches.sample(100)[0] is kept()
+    assert batches.sample(100, 1)[0] is not kept()
+    assert kept() is None
+    kept = weakref.ref(batches.sample(100)[0])
+    stream = batches.batches(0, 3)
+    next(stream)
+    assert kept() is None
+    kept = weakref.ref(batches.sample(100, 1)[0])
+    assert kept() is not None
+    next(stream)
+    assert kept() is None
+    stream.close()
 
 
 def test_an_error_of_the_reading_thread_is_raised_at_its_batch(small_store, monkeypatch):

@@ -167,24 +167,6 @@ def test_each_member_is_byte_for_byte_the_run_that_the_same_options_alone_give(s
     assert len(weights) == 6
 
 
-def test_each_batch_is_read_once_whatever_the_number_of_members(small_store, tmp_path, monkeypatch):
-    read, read_runs = [], ActivationArray.read_runs
-
-    def counted(array, starts, lengths, out):
-        read.append(len(out))
-        read_runs(array, starts, lengths, out)
-
-    monkeypatch.setattr(ActivationArray, "read_runs", counted)
-    rows = {}
-    for k in ([2, 4], [1, 2, 3, 4]):
-        for steps in (10, 30):
-            given = SHARED | {"k": k, "rows": [64 * steps], "eval_every": [0]}
-            train_sweep(given, small_store, tmp_path / f"{len(k)} of {steps}")
-            rows[len(k), steps] = sum(read)
-            read.clear()
-    assert rows[2, 30] - rows[2, 10] == rows[4, 30] - rows[4, 10] == 20 * 64
-
-
 def test_layers_are_trained_together_each_on_its_own_rows(make_store, tmp_path):
     store = make_store(300, 8, sites=(Site(1), Site(2))).path
     train_sweep({"layer": [1, 2], "k": [2], "expansion": [2.0], **SHARED}, store, tmp_path / "sweep")
@@ -192,6 +174,27 @@ def test_layers_are_trained_together_each_on_its_own_rows(make_store, tmp_path):
     alone = {"layer": 2, "k": 2, "expansion": 2.0, **{name: value for name, (value,) in SHARED.items()}}
     train(resolve_options(alone), store, tmp_path / "alone")
     assert same(tmp_path / "sweep/layer=2", tmp_path / "alone")
+
+
+@pytest.mark.parametrize("damaged", [{2}, {1, 2}])
+def test_held_out_rows_that_cannot_be_read_stop_whom_they_concern(make_store, tmp_path, monkeypatch, damaged):
+    store = make_store(300, 8, sites=(Site(1), Site(2))).path
+    given = {"layer": [1, 2], "k": [2], "expansion": [2.0], **SHARED}
+    train_sweep(given, store, tmp_path / "whole")
+    read = ActivationArray.read_positions
+
+    def fails(array, start, stop):
+        if array.site.layer in damaged:
+            raise StoreError("its held-out rows are damaged")
+        return read(array, start, stop)
+
+    monkeypatch.setattr(ActivationArray, "read_positions", fails)
+    result = train_sweep(given, store, tmp_path / "sweep")
+    assert {name: failure.reason for name, failure in result.failures.items()} == {
+        f"layer={layer}": "its held-out rows are damaged" for layer in damaged
+    }
+    assert all(same(tmp_path / "sweep" / name, tmp_path / "whole" / name) for name in result.results)
+    assert len(result.results) == 2 - len(damaged)
 
 
 def test_the_folder_says_what_varies_and_how_each_member_stands(small_store, unbroken):
@@ -299,7 +302,7 @@ def test_a_member_whose_checkpoint_does_not_fit_on_the_disk_stops_alone(small_st
     ],
     ids=["Python", "GPU", "CPU"],
 )
-@pytest.mark.parametrize("method", ["take_step", "_start", "finish"])
+@pytest.mark.parametrize("method", ["take_step", "_start", "observe", "evaluate", "finish"])
 def test_a_member_that_finds_no_memory_stops_alone(small_store, unbroken, tmp_path, monkeypatch, error, method):
     whole = getattr(Member, method)
 
