@@ -75,5 +75,9 @@ class SparseFeatures:
         """Sums by row, in float64, of one number an entry: `(n,)`."""
         # float64: an L1 or a count that feeds a statistic over 10^8 rows. On the CPU where a device has none.
         device = "cpu" if entries.device.type == "mps" else entries.device
-        sums = torch.zeros(self.n_rows, dtype=torch.float64, device=device)
-        return sums.index_add_(0, self.rows().to(device), entries.to(device).double())
+        # As bags, which are added up in a fixed order, as `index_add_` on a GPU is not.
+        ones = torch.ones(self.d_sae, 1, dtype=torch.float64, device=device)
+        index, offsets, weight = (each.to(device) for each in (self.index, self.indptr[:-1], entries))
+        return torch.nn.functional.embedding_bag(
+            index, ones, offsets, mode="sum", per_sample_weights=weight.double()
+        ).squeeze(1)

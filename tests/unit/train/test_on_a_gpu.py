@@ -11,6 +11,7 @@ import torch
 from pretend_cuda import pretend_cuda
 from thresher.progress import Reporter
 from thresher.store.reader import open_store
+from thresher.train.features import SparseFeatures
 from thresher.train.loader import BatchLoader
 from thresher.train.loop import train
 from thresher.train.models import load_sae
@@ -104,6 +105,21 @@ def test_sparse_encoding_on_a_gpu_is_that_of_a_cpu(name, precision, small_store,
     torch.testing.assert_close(f.to_dense().cpu(), here.encode(torch.from_numpy(x)), rtol=1e-4, atol=1e-4)
     reconstructed = there.decode_sparse(f, torch.from_numpy(x)).cpu()
     torch.testing.assert_close(reconstructed, here(torch.from_numpy(x)), rtol=1e-4, atol=1e-4)
+
+
+def test_sums_by_row_on_a_gpu_repeat_bit_for_bit(waits):
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.randint(0, 400, (300,), generator=generator)
+    counts[100:110] = 0
+    n = int(counts.sum())
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    value = torch.rand(n, generator=generator).mul(9).exp()
+    index = torch.randint(0, 1000, (n,), generator=generator)
+    there = SparseFeatures(*(each.to("cuda:0") for each in (indptr, index, value)), 1000)
+    first, *others = (there.sum_by_row(there.value).cpu() for _ in range(20))
+    assert all(torch.equal(first, other) for other in others)
+    expected = [float(part.double().sum()) for part in value.split(counts.tolist())]
+    torch.testing.assert_close(first, torch.tensor(expected, dtype=torch.float64), rtol=1e-13, atol=0)
 
 
 # Of a step: the choice of active pairs and their number; BatchTopK, besides, its threshold from a few rows.
