@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +22,66 @@ Code = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From rows (n, d): feature activations (n, F) and reconstruction (n, d), as the library gives them after training."""
 
 
-def rate(step: int, steps: int, decay: float) -> float:
-    """Share of the peak learning rate: linear warm-up, linear fall over the last `decay` of the steps."""
-    return min(1.0, (step + 2) / WARMUP) * min(1.0, (steps - step) / (decay * steps))
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What an SAE is trained on, and how.
+
+    Parameters
+    ----------
+    setting
+        Of the variant: k, or the coefficient of its penalty.
+    batches
+        `(steps, batch)`, places in `z` of each step's rows.
+    z
+        `(n, d)`.
+    decay
+        Share of the steps over which the rate falls.
+    prefixes
+        Features of each prefix of a Matryoshka SAE.
+    """
+
+    variant: str
+    setting: float
+    batches: np.ndarray
+    z: torch.Tensor
+    d_sae: int
+    lr: float
+    decay: float
+    prefixes: list[int]
+
+    def rate(self, step: int) -> float:
+        """Share of the peak learning rate: linear warm-up, linear fall over the last `decay` of the steps."""
+        steps = len(self.batches)
+        return min(1.0, (step + 2) / WARMUP) * min(1.0, (steps - step) / (self.decay * steps))
 
 
-def saelens(
-    variant: str,
-    setting: float,
-    batches: np.ndarray,
-    z: torch.Tensor,
-    d_sae: int,
-    lr: float,
-    decay: float,
-    prefixes: list[int],
-) -> Code:
+def saelens(t: Training) -> Code:
     """Train by SAELens's `SAETrainer`."""
     from sae_lens import SAETrainer
     from sae_lens import saes as s
     from sae_lens.config import LoggingConfig, SAETrainerConfig
 
-    shared: dict[str, Any] = {"d_in": z.shape[1], "d_sae": d_sae}
-    if variant == "relu":
-        sae: Any = s.StandardTrainingSAE(s.StandardTrainingSAEConfig(l1_coefficient=setting, **shared))
-    elif variant == "gated":
-        sae = s.GatedTrainingSAE(s.GatedTrainingSAEConfig(l1_coefficient=setting, **shared))
-    elif variant == "jumprelu":
-        sae = s.JumpReLUTrainingSAE(s.JumpReLUTrainingSAEConfig(l0_coefficient=setting, **shared))
-    elif variant == "topk":
-        sae = s.TopKTrainingSAE(s.TopKTrainingSAEConfig(k=int(setting), use_sparse_activations=False, **shared))
-    elif variant == "batchtopk":
-        sae = s.BatchTopKTrainingSAE(s.BatchTopKTrainingSAEConfig(k=setting, **shared))
+    shared: dict[str, Any] = {"d_in": t.z.shape[1], "d_sae": t.d_sae}
+    if t.variant == "relu":
+        sae: Any = s.StandardTrainingSAE(s.StandardTrainingSAEConfig(l1_coefficient=t.setting, **shared))
+    elif t.variant == "gated":
+        sae = s.GatedTrainingSAE(s.GatedTrainingSAEConfig(l1_coefficient=t.setting, **shared))
+    elif t.variant == "jumprelu":
+        sae = s.JumpReLUTrainingSAE(s.JumpReLUTrainingSAEConfig(l0_coefficient=t.setting, **shared))
+    elif t.variant == "topk":
+        sae = s.TopKTrainingSAE(s.TopKTrainingSAEConfig(k=int(t.setting), use_sparse_activations=False, **shared))
+    elif t.variant == "batchtopk":
+        sae = s.BatchTopKTrainingSAE(s.BatchTopKTrainingSAEConfig(k=t.setting, **shared))
     else:
         sae = s.MatryoshkaBatchTopKTrainingSAE(
-            s.MatryoshkaBatchTopKTrainingSAEConfig(k=setting, matryoshka_widths=prefixes, **shared)
+            s.MatryoshkaBatchTopKTrainingSAEConfig(k=t.setting, matryoshka_widths=t.prefixes, **shared)
         )
-    steps, batch = batches.shape
+    steps, batch = t.batches.shape
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=steps * batch,
             train_batch_size_samples=batch,
-            lr=lr,
+            lr=t.lr,
             lr_end=0.0,
             device="cpu",
             autocast=False,
@@ -72,7 +92,7 @@ def saelens(
             adam_beta2=0.999,
             lr_scheduler_name="constant",
             lr_warm_up_steps=WARMUP,
-            lr_decay_steps=round(decay * steps),
+            lr_decay_steps=round(t.decay * steps),
             n_restart_cycles=1,
             dead_feature_window=150,
             feature_sampling_window=10**9,
@@ -81,12 +101,12 @@ def saelens(
         sae=sae,
         data_provider=iter(()),
     )
-    for chosen in batches:
-        trainer._train_step(sae=sae, sae_in=z[chosen])
+    for chosen in t.batches:
+        trainer._train_step(sae=sae, sae_in=t.z[chosen])
         trainer.n_training_steps += 1
 
     def code(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if variant in ("batchtopk", "matryoshka"):  # what it is saved as: a threshold for all features
+        if t.variant in ("batchtopk", "matryoshka"):  # what it is saved as: a threshold for all features
             pre = (rows - sae.b_dec * sae.cfg.apply_b_dec_to_input) @ sae.W_enc + sae.b_enc
             if sae.cfg.rescale_acts_by_decoder_norm:
                 norm = sae.W_dec.norm(dim=-1)
@@ -100,16 +120,7 @@ def saelens(
     return code
 
 
-def overcomplete(
-    variant: str,
-    setting: float,
-    batches: np.ndarray,
-    z: torch.Tensor,
-    d_sae: int,
-    lr: float,
-    decay: float,
-    prefixes: list[int],
-) -> Code:
+def overcomplete(t: Training) -> Code:
     """Train by the body of overcomplete's `train_sae`."""
     import matplotlib as mpl
 
@@ -124,21 +135,21 @@ def overcomplete(
     from overcomplete.sae.losses import mse_l1
     from overcomplete.sae.topk_sae import TopKSAE
 
-    d_in, (steps, batch) = z.shape[1], batches.shape
+    d_in, batch = t.z.shape[1], t.batches.shape[1]
     penalty = 0.0
-    if variant == "topk":
-        model: Any = TopKSAE(d_in, d_sae, top_k=int(setting))
-    elif variant == "batchtopk":
-        model = BatchTopKSAE(d_in, d_sae, top_k=int(setting * batch))
-    elif variant == "jumprelu":
-        model, penalty = JumpSAE(d_in, d_sae), setting
+    if t.variant == "topk":
+        model: Any = TopKSAE(d_in, t.d_sae, top_k=int(t.setting))
+    elif t.variant == "batchtopk":
+        model = BatchTopKSAE(d_in, t.d_sae, top_k=int(t.setting * batch))
+    elif t.variant == "jumprelu":
+        model, penalty = JumpSAE(d_in, t.d_sae), t.setting
     else:
-        model, penalty = SAE(d_in, d_sae), setting
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, steps, decay))
+        model, penalty = SAE(d_in, t.d_sae), t.setting
+    optimizer = torch.optim.Adam(model.parameters(), lr=t.lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, t.rate)
     model.train()
-    for chosen in batches:
-        x = z[chosen]
+    for chosen in t.batches:
+        x = t.z[chosen]
         optimizer.zero_grad()
         pre, codes, x_hat = model(x)
         loss = mse_l1(x, x_hat, pre, codes, model.get_dictionary(), penalty=penalty)
@@ -189,7 +200,17 @@ def main() -> None:
     for wanted in a.wanted:
         setting, seed = float(wanted.partition(":")[0]), int(wanted.partition(":")[2])
         torch.manual_seed(seed)
-        code = LIBRARIES[a.library](a.variant, setting, batches, z, a.d_sae, a.lr, a.decay, a.prefixes)
+        training = Training(
+            variant=a.variant,
+            setting=setting,
+            batches=batches,
+            z=z,
+            d_sae=a.d_sae,
+            lr=a.lr,
+            decay=a.decay,
+            prefixes=a.prefixes,
+        )
+        code = LIBRARIES[a.library](training)
         answer = {"setting": setting, "seed": seed, "train": measure(code, z), "heldout": measure(code, held_out)}
         print(json.dumps(answer), flush=True)
 
