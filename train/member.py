@@ -14,14 +14,14 @@ from ..store.reader import ActivationArray
 from .checkpoint import TrainingState, load_checkpoint, newest_checkpoint, save_checkpoint
 from .early_warning import off_centre_warning
 from .evaluation import Block, Evaluation
-from .initialise import decoder_bias, input_scaling, new_sae
+from .initialise import decoder_bias, encoder_scale, input_scaling, new_sae
 from .loader import BatchLoader
 from .logs import open_loggers
 from .metrics import ReconstructionResult, batch_metrics
 from .models import BatchTopKSae, SparseAutoencoder
 from .objective import Objective
 from .optimiser import AdamSettings, UnitNormAdam, gradient_norm, learning_rate
-from .options import TrainOptions
+from .options import VARIANTS_OF, TrainOptions
 from .outcome import TrainingStopped, TrainResult, missed_target
 from .penalty import SparsityPenalty
 from .precision import float32_matmuls
@@ -165,6 +165,8 @@ class Member:
         if sae.centres_input:
             warning = off_centre_warning(z, sae.b_dec)
             self.warnings += [warning] if warning else []
+            if options.encoder_init == "transpose" and options.variant in VARIANTS_OF["k"]:
+                sae.encoder.mul_(encoder_scale(sae, z, self._objective))
 
     def take_step(self, batch: list[Tensor]) -> StepResult:
         """Gradients, then Adam: one optimiser step on this process's share of a batch, one tensor an array."""

@@ -4,12 +4,12 @@
 
 Rows are the embedded pictures' through the embedded tower, layer 4, the class token, each coordinate at mean 0 and
 deviation 1. Every library trains on the same batches in the same order, as many features, with Adam and the same course
-of the learning rate, from its own starting weights. Each is shown at its best of some rates: decoder rows of norm 1
-want a higher one than rows that begin small. For each library, variant and rate a frontier: mean L0 and explained
-variance over seeds at each setting of its sparsity. Where the L0 of two libraries differ, the other's explained
-variance is read off its frontiers at our L0, linear in log L0, and the best is shown: of the training rows, in brackets
-of held-out rows at their own L0. `change` is how much our explained variance moved over the last fifth of the steps, in
-per cent.
+of the learning rate, from its own starting weights. Each is shown at its best of some rates, ours with and without
+gradients scaled to the norm that SAELens's trainer always scales them to. For each library, variant and rate a
+frontier: mean L0 and explained variance over seeds at each setting of its sparsity. Where the L0 of two libraries
+differ, the other's explained variance is read off its frontiers at our L0, linear in log L0, and the best is shown: of
+the training rows, in brackets of held-out rows at their own L0. `change` is how much our explained variance moved over
+the last fifth of the steps, in per cent.
 
 A whole run takes hours on a CPU: each SAE is noted as it is finished in WORK/runs.jsonl, and the same command goes on
 with those that are not there. (Delete that file, or name another --work, to measure changed code.)
@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ PEERS = {
 """Settings of the other libraries' own coefficients that span the same range of L0; in batches of 256, as overcomplete
 sums its penalty over the batch."""
 SPLITS = ("train", "heldout")
+CLIPS = (0.0, 1.0)
+"""Norms that ours are scaled down to, of a loss that is a sum over coordinates, as SAELens's is (ours is a mean)."""
 DECAY = 0.8
 """Share of the steps, to the last, over which the learning rate falls: near the end few gains come of its fall."""
 
@@ -252,13 +255,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--expansion", type=float, default=2.0)
     parser.add_argument("--lr", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2], help="rates that are tried")
+    parser.add_argument("--clip", nargs="+", type=float, default=CLIPS, help="norms that our gradients are scaled to")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "thresher-bench-quality")
     parser.add_argument("--venvs", type=Path, help="folder of the peers' environments; by default WORK/venvs")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="an environment's python")
     parser.add_argument("--quick", action="store_true", help="TopK alone, few pictures and steps, no other library")
     a = parser.parse_args()
     if a.quick:
-        a.variant, a.seeds, a.steps, a.expansion, a.lr = ["topk"], [0], 20, 2.0, [1e-3]
+        a.variant, a.seeds, a.steps, a.expansion, a.lr, a.clip = ["topk"], [0], 20, 2.0, [1e-3], [0.0]
         a.work = Path(tempfile.mkdtemp(prefix="thresher-bench-quality-"))
     given = dict(pair.split("=", 1) for pair in a.python)
     a.work.mkdir(parents=True, exist_ok=True)
@@ -273,23 +277,25 @@ def main() -> None:
     print(f"{a.steps:,} steps of {a.batch:,} rows, d_in {d_in}, {d_sae:,} features, seeds {a.seeds}; ", end="")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}\n")
     print(
-        "| variant | L0 | rate | EV (held out) | +- | change % |",
+        "| variant | L0 | rate | clipped | EV (held out) | +- | change % |",
         *(f" {name} at that L0 |" for name in peers),
         sep="",
     )
-    print("| --- | --- | --- | --- | --- | --- |" + " --- |" * len(peers), flush=True)
+    print("| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(peers), flush=True)
     course = {"steps": a.steps, "d_in": d_in, "d_sae": d_sae, "batch": a.batch, "decay": DECAY}
     records = {lr: Record(a.work / "runs.jsonl", {**course, "lr": lr}) for lr in a.lr}
+    tries = list(product(a.lr, a.clip))
     base = TrainOptions(
         expansion=a.expansion, warmup=100, batch_size=a.batch, rows=a.batch * a.steps, device="cpu", order_seed=0,
         dead_after_rows=150 * a.batch, eval_every=0, checkpoint_every=0, overwrite=True,
         log_every=max(1, a.steps // 200), decay=DECAY,
     )  # fmt: skip
     for variant in a.variant:
-        ours = {
-            lr: train_ours(a.work, store_path, variant, a.seeds, replace(base, lr=lr), record)
-            for lr, record in records.items()
-        }
+        ours = {}
+        for lr, clip in tries:
+            record = Record(a.work / "runs.jsonl", {**course, "lr": lr, "clip": clip})
+            options = replace(base, lr=lr, clip_norm=clip / d_in)
+            ours[lr, clip] = train_ours(a.work, store_path, variant, a.seeds, options, record)
         prefixes = TrainOptions(variant="matryoshka", expansion=a.expansion).prefixes(d_sae)
         frontiers: dict[str, list[dict[str, Frontier]]] = {}
         reasons = {}
@@ -306,12 +312,12 @@ def main() -> None:
                         frontiers[library].append({split: frontier(answers, split) for split in SPLITS})
             reasons[library] = reason
         for setting in OURS[variant][1]:
-            tried = {lr: [answer for answer in ours[lr] if answer["setting"] == setting] for lr in a.lr}
-            lr = max(a.lr, key=lambda lr: frontier(tried[lr], "heldout")[0][1])
-            points = {split: frontier(tried[lr], split)[0] for split in SPLITS}
-            cells = [variant, f"{points['train'][0]:.1f}", f"{lr:g}"]
+            tried = {one: [answer for answer in ours[one] if answer["setting"] == setting] for one in tries}
+            best_try = max(tries, key=lambda one: frontier(tried[one], "heldout")[0][1])
+            points = {split: frontier(tried[best_try], split)[0] for split in SPLITS}
+            cells = [variant, f"{points['train'][0]:.1f}", f"{best_try[0]:g}", "yes" if best_try[1] else "no"]
             cells += [f"{points['train'][1]:.4f} ({points['heldout'][1]:.4f})", f"{points['train'][2]:.4f}"]
-            cells.append(f"{100 * max(abs(answer['change']) for answer in tried[lr]):.2f}")
+            cells.append(f"{100 * max(abs(answer['change']) for answer in tried[best_try]):.2f}")
             for library, found in frontiers.items():
                 best = (
                     {split: best_at([f[split] for f in found], points[split][0]) for split in SPLITS} if found else {}

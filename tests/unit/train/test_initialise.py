@@ -1,13 +1,14 @@
-"""Where an SAE starts: the recipe's draws, the input scaling, the geometric median against scipy."""
+"""Where an SAE starts: the recipe's draws, the scaling of input and encoder, the geometric median against scipy."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
-from thresher.train.initialise import decoder_bias, geometric_median, input_scaling, new_sae
-from thresher.train.options import TrainOptions
+from scipy.optimize import minimize, minimize_scalar
+from thresher.train.initialise import decoder_bias, encoder_scale, geometric_median, input_scaling, new_sae
+from thresher.train.objective import Objective
+from thresher.train.options import VARIANTS_OF, TrainOptions
 from thresher.train.recipes import resolve_options
 
 
@@ -65,6 +66,26 @@ def test_weights_depend_on_the_seed_alone():
     assert torch.equal(a.decoder, b.decoder)
     assert not torch.equal(a.decoder, c.decoder)
     assert torch.equal(a.encoder, a.decoder)  # encoder_init transpose
+
+
+@pytest.mark.parametrize("variant", VARIANTS_OF["k"])
+@pytest.mark.parametrize("k", [1, 5, 24])
+def test_an_encoder_is_scaled_to_what_scipy_finds_to_reconstruct_best(variant, k):
+    sae = new_sae(TrainOptions(variant=variant, k=k, expansion=8, groups=2), 6)
+    z = torch.randn(200, 6, generator=torch.Generator().manual_seed(k)) + 3
+    sae.b_dec.copy_(z.mean(0))
+    centred = (z - sae.b_dec).double().numpy()
+    pre, decoder = centred @ sae.encoder.double().numpy().T, sae.decoder.double().numpy()
+    kept = np.sort(pre, axis=1)[:, -k : -k - 1 : -1] if variant == "topk" else np.sort(pre, axis=None)[-200 * k]
+    f = np.where(pre >= kept, pre, 0).clip(min=0)
+    best = minimize_scalar(lambda scale: np.square(scale * f @ decoder - centred).sum()).x
+    assert encoder_scale(sae, z, Objective()) == pytest.approx(best, rel=1e-5)
+    assert best < 0.9 or k == 1
+
+
+def test_an_encoder_of_rows_that_activate_nothing_is_not_scaled():
+    sae = new_sae(TrainOptions(k=2, expansion=2), 6)
+    assert encoder_scale(sae, torch.zeros(1, 6), Objective()) == 1
 
 
 def test_standardized_rows_have_mean_zero_and_deviation_one_in_every_coordinate():
