@@ -87,8 +87,8 @@ class TrainOptions:
     )
     b_dec_init: str = option("Where the decoder bias starts.", default="mean", choices=B_DEC_INITS)
     encoder_init: str = option(
-        "Encoder at the decoder's transpose, times what reconstructs a sample best (relu, gated, jumprelu: times d_in / "
-        "d_sae), or drawn independently of it, as a transcoder's always is.",
+        "Encoder at the decoder's transpose, times what reconstructs a sample best (relu, gated, jumprelu: times "
+        "d_in / d_sae), or drawn independently of it, as a transcoder's always is.",
         default="transpose",
         choices=ENCODER_INITS,
     )
