@@ -1,7 +1,7 @@
 """Make the README's pictures of the explorer: `python docs/make_explorer_pictures.py thresher-quickstart/run`.
 
-Opens the pages of a run in headless Chromium and writes `docs/explorer-*.webp`. Needs the `test` extra, chromium and
-chromedriver.
+Opens the pages of a run in headless Chromium, after `thresher name RUN` and `thresher visualise RUN --features 949`, and
+writes `docs/explorer-*.webp`. Needs the `test` extra, chromium and chromedriver.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
     """Write the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--feature", type=int, default=17)
+    parser.add_argument("--feature", type=int, default=949)
     parser.add_argument("--out", type=Path, default=HERE)
     a = parser.parse_args()
     listening = listen(ExploreOptions(port=0))
