@@ -136,15 +136,23 @@ def records_of(path):
             whole = b""
 
 
+def finished(path, record_of):
+    """The records of a file once the last one is there: W&B's own process may still write when its `finish` is done."""
+    for _ in range(600):
+        records = [record_of.FromString(data) for data in records_of(path)]
+        if records and records[-1].HasField("exit"):
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"W&B did not finish {path}")
+
+
 def offline_runs(run):
     """What W&B's files of a run hold: {name: [(step, value)]}, and the ids of its runs."""
     from wandb.proto import wandb_internal_pb2
 
     found, ids = {}, []
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        for data in records_of(path):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+        for record in finished(path, wandb_internal_pb2.Record):
             if record.HasField("run"):
                 ids.append(record.run.run_id)
             for item in record.history.item:
