@@ -1,7 +1,7 @@
 """Make the README's pictures of the explorer: `python docs/make_explorer_pictures.py thresher-quickstart/run`.
 
-Opens the pages of a run in headless Chromium, after `thresher name RUN` and `thresher visualise RUN --features 949`, and
-writes `docs/explorer-*.webp`. Needs the `test` extra, chromium and chromedriver.
+Opens the pages of a run in headless Chromium, after `thresher name RUN` and `thresher visualise RUN --features 949`,
+and writes `docs/explorer-*.webp`. Needs the `test` extra, chromium and chromedriver.
 """
 
 import argparse
